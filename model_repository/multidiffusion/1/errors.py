@@ -1,0 +1,25 @@
+"""What can go wrong with a request, one exception per meaning; the adapter turns them into Triton's codes."""
+
+
+class InvalidRequestError(ValueError):
+    """A field of the request is not what it should be. Message: "field: expected ..., found ..."."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class CancelledRequestError(Exception):
+    """The client went away, or asked to stop."""
+
+
+class OverloadedError(Exception):
+    """As many requests wait as may."""
+
+
+class NetworkError(Exception):
+    """A network answered with an error: its own code and message."""
+
+    def __init__(self, network: str, code: int, message: str) -> None:
+        super().__init__(f"{network}: {message}")
+        self.code = code

@@ -1,0 +1,160 @@
+"""The Triton adapter of the `multidiffusion` model: decode the request, run the pipeline, encode the response.
+
+The only module that knows Triton. The networks are called through BLS.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton_python_backend_utils as pb_utils
+from torch import Tensor
+
+from admission import Admission
+from checkpoint import load_checkpoint
+from errors import CancelledRequestError, InvalidRequestError, NetworkError, OverloadedError
+from parameters import Limits, Parameters, parse_parameters
+from pipeline import Picture, paint
+from sampling import UNetRows
+from schedulers import DEFAULT_SAMPLER, make_scheduler
+
+# By name: Triton adds its part to pb_utils only after this module is imported.
+CODES = {
+    InvalidRequestError: "INVALID_ARG",
+    OverloadedError: "UNAVAILABLE",
+    CancelledRequestError: "CANCELLED",
+}
+
+
+class TritonPythonModel:
+    """One process paints for all requests; each is a task of its own on the backend's event loop."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the checkpoint's files from this model's own directory and the limits from its configuration."""
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"] / "checkpoint"
+        self.checkpoint = load_checkpoint(folder)
+        self.limits = Limits(*(int(config["parameters"][name]["string_value"]) for name in Limits._fields))
+        self.admission = Admission(running=self.limits.max_running, waiting=self.limits.max_waiting)
+        self.fields = [tensor["name"] for tensor in config["input"]]
+        torch.set_num_threads(1)  # the arithmetic here is small; the cores belong to the networks
+        make_scheduler(DEFAULT_SAMPLER, self.checkpoint.scheduler_config, 1)  # now, not in the first request
+
+    async def execute(self, requests: list[Any]) -> None:
+        """Answer every request. Triton starts the next call while this one awaits."""
+        await asyncio.gather(*(self._answer(request) for request in requests))
+
+    async def _answer(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        try:
+            async with self.admission:
+                response = await self._paint(request, sender)
+        except Exception as error:  # the one place where errors become codes
+            response = pb_utils.InferenceResponse(error=to_triton_error(error, request))
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    async def _paint(self, request: Any, sender: Any) -> Any:
+        parameters = parse_parameters(
+            {field: input_array(request, field) for field in self.fields},
+            limits=self.limits,
+            window=self.checkpoint.window,
+            view_stride=self.checkpoint.view_stride,
+        )
+
+        def before_step(step: int) -> None:
+            if sender.is_cancelled():
+                raise CancelledRequestError(f"cancelled after {step} of {parameters.num_inference_steps} steps")
+            if parameters.progress and step:
+                sender.send(progress_response(step, parameters.num_inference_steps))
+
+        networks = BlsNetworks(request.request_id())
+        picture = await paint(parameters, checkpoint=self.checkpoint, networks=networks, before_step=before_step)
+        return picture_response(picture, parameters)
+
+
+class BlsNetworks:
+    """The networks as Triton models; calls carry the request's id into the server's log."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        """One call per text: Triton's batcher joins them, also with other requests'."""
+        calls = (self._call("text_encoder", "last_hidden_state", input_ids=ids[None]) for ids in input_ids)
+        return torch.cat(await asyncio.gather(*calls))
+
+    async def unet(self, rows: UNetRows) -> Tensor:
+        """Predictions of the rows."""
+        return await self._call(
+            "unet",
+            "out_sample",
+            sample=rows.sample.numpy(),
+            timestep=rows.timestep[:, None].numpy(),
+            encoder_hidden_states=rows.encoder_hidden_states.numpy(),
+        )
+
+    async def vae_decoder(self, latents: Tensor) -> Tensor:
+        """Decode one canvas."""
+        return await self._call("vae_decoder", "sample", latent_sample=latents.numpy())
+
+    async def _call(self, model: str, output: str, **inputs: npt.NDArray[Any]) -> Tensor:
+        request = pb_utils.InferenceRequest(
+            model_name=model,
+            requested_output_names=[output],
+            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
+            request_id=self._request_id,
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            raise NetworkError(model, response.error().code(), response.error().message())
+        array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
+        return torch.from_numpy(array.copy())  # the response's memory goes with the response
+
+
+def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:
+    """An input as an array, None where it was left out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, field)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def progress_response(step: int, num_inference_steps: int) -> Any:
+    """One of the responses before the final one."""
+    steps = np.array([step, num_inference_steps], dtype=np.int32)
+    return pb_utils.InferenceResponse([pb_utils.Tensor("progress_steps", steps)])
+
+
+def picture_response(picture: Picture, parameters: Parameters) -> Any:
+    """The final response."""
+    tensors = [
+        pb_utils.Tensor("image", picture.image),
+        pb_utils.Tensor("warnings", json_array(picture.warnings)),
+        pb_utils.Tensor("report", json_array([picture.report])),
+    ]
+    if parameters.return_latents:
+        tensors.append(pb_utils.Tensor("latents", picture.latents.numpy()))
+    return pb_utils.InferenceResponse(tensors)
+
+
+def json_array(values: list[dict[str, Any]]) -> npt.NDArray[np.object_]:
+    """JSON texts as a BYTES tensor: (n)."""
+    return np.array([json.dumps(value).encode() for value in values], dtype=np.object_)
+
+
+def to_triton_error(error: Exception, request: Any) -> Any:
+    """The code and message that a caller gets; what nobody foresaw is logged and told in short."""
+    code, message = pb_utils.TritonError.INTERNAL, str(error)
+    if isinstance(error, NetworkError):
+        code = error.code
+    elif type(error) in CODES:
+        code = getattr(pb_utils.TritonError, CODES[type(error)])
+    else:
+        pb_utils.Logger.log_error(f"request {request.request_id() or '-'}: {type(error).__name__}: {error}")
+        message = f"internal error ({type(error).__name__})"
+    if json.loads(request.parameters() or "{}").get("name_error_codes"):
+        message = f"{code.name}: {message}"
+    return pb_utils.TritonError(message, code)

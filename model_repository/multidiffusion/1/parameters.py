@@ -1,0 +1,161 @@
+"""What a request asks for: from named arrays to checked parameters.
+
+R regions, region 0 is the background; height and width in pixels.
+"""
+
+import math
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from errors import InvalidRequestError
+from schedulers import DEFAULT_SAMPLER
+
+MIN_SIDE = 64  # pixels; below it a picture is smaller than anything the checkpoint has seen
+MAX_GUIDANCE_SCALE = 100.0
+
+Arrays = Mapping[str, "npt.NDArray[Any] | None"]
+
+
+class Limits(NamedTuple):
+    """What one deployment accepts; read from the model's parameters in config.pbtxt."""
+
+    max_pixels: int  # height * width
+    max_regions: int  # the background counted
+    max_steps: int
+    max_prompt_bytes: int  # of each prompt, UTF-8
+    max_running: int  # requests painted at a time
+    max_waiting: int  # requests that wait for one of those places; one more is refused
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A checked request. Field names are those of the tensor contract."""
+
+    prompt: tuple[str, ...]  # (R)
+    negative_prompt: tuple[str, ...]  # (R)
+    masks: npt.NDArray[np.bool_]  # (R - 1, height, width)
+    height: int
+    width: int
+    num_inference_steps: int
+    bootstrapping: int
+    guidance_scale: float
+    seed: int
+    scheduler: str
+    view_stride: int  # latent cells
+    progress: bool = False
+    return_latents: bool = False
+
+    @property
+    def regions(self) -> int:
+        """How many regions there are, the background counted."""
+        return len(self.prompt)
+
+    def summary(self) -> dict[str, Any]:
+        """The values that a picture depends on, without texts and masks."""
+        left_out = {"prompt", "negative_prompt", "masks", "progress", "return_latents"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out} | {"regions": self.regions}
+
+
+def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride: int) -> Parameters:
+    """Check a request's arrays (None: left out) against the contract and the deployment's limits.
+
+    view_stride: the checkpoint's own, in latent cells.
+
+    Raises InvalidRequestError naming field, expected and found.
+    """
+    prompt = _texts(arrays, "prompt", limits)
+    if not 1 <= len(prompt) <= limits.max_regions:
+        raise InvalidRequestError("prompt", f"expected 1 to {limits.max_regions} regions, found {len(prompt)}")
+    height, width = _size(arrays, limits)
+    return Parameters(
+        prompt=prompt,
+        negative_prompt=_negatives(arrays, limits, regions=len(prompt)),
+        masks=_masks(arrays, regions=len(prompt), height=height, width=width),
+        height=height,
+        width=width,
+        num_inference_steps=_integer(arrays, "num_inference_steps", 1, limits.max_steps, default=50),
+        bootstrapping=_integer(arrays, "bootstrapping", 0, limits.max_steps, default=20),
+        guidance_scale=_guidance_scale(arrays),
+        seed=int(_scalar(arrays, "seed", secrets.randbits(32))),
+        scheduler=(_texts(arrays, "scheduler", limits) or (DEFAULT_SAMPLER,))[0],
+        view_stride=_integer(arrays, "view_stride", 1, window, default=view_stride),
+        progress=bool(_scalar(arrays, "progress", False)),
+        return_latents=bool(_scalar(arrays, "return_latents", False)),
+    )
+
+
+def _scalar(arrays: Arrays, field: str, default: Any) -> Any:
+    array = arrays.get(field)
+    return default if array is None else array.reshape(-1)[0]
+
+
+def _integer(arrays: Arrays, field: str, low: int, high: int, *, default: int | None = None) -> int:
+    value = _scalar(arrays, field, default)
+    if value is None:
+        raise InvalidRequestError(field, f"expected {low} to {high}, found nothing")
+    if not low <= value <= high:
+        raise InvalidRequestError(field, f"expected {low} to {high}, found {value}")
+    return int(value)
+
+
+def _size(arrays: Arrays, limits: Limits) -> tuple[int, int]:
+    longest = limits.max_pixels // MIN_SIDE
+    height, width = (_integer(arrays, side, MIN_SIDE, longest) for side in ("height", "width"))
+    if height * width > limits.max_pixels:
+        raise InvalidRequestError(
+            "height", f"expected at most {limits.max_pixels} pixels in all, found {height} x {width}"
+        )
+    return height, width
+
+
+def _guidance_scale(arrays: Arrays) -> float:
+    """1 or less means: the conditional prediction alone."""
+    value = float(_scalar(arrays, "guidance_scale", 7.5))
+    if not (math.isfinite(value) and 0 <= value <= MAX_GUIDANCE_SCALE):
+        raise InvalidRequestError("guidance_scale", f"expected 0 to {MAX_GUIDANCE_SCALE:g}, found {value}")
+    return max(value, 1.0)
+
+
+def _texts(arrays: Arrays, field: str, limits: Limits) -> tuple[str, ...]:
+    array = arrays.get(field)
+    values: Iterable[bytes] = () if array is None else array.reshape(-1)
+    return tuple(_text(value, f"{field}[{index}]", limits) for index, value in enumerate(values))
+
+
+def _text(value: bytes, field: str, limits: Limits) -> str:
+    if len(value) > limits.max_prompt_bytes:
+        raise InvalidRequestError(field, f"expected at most {limits.max_prompt_bytes} bytes, found {len(value)}")
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(field, f"expected UTF-8, found byte {error.start} that is not") from error
+
+
+def _negatives(arrays: Arrays, limits: Limits, *, regions: int) -> tuple[str, ...]:
+    negatives = _texts(arrays, "negative_prompt", limits) or ("",)
+    if len(negatives) == 1:
+        return negatives * regions
+    if len(negatives) != regions:
+        raise InvalidRequestError(
+            "negative_prompt", f"expected {regions} (one per region) or 1 for all, found {len(negatives)}"
+        )
+    return negatives
+
+
+def _masks(arrays: Arrays, *, regions: int, height: int, width: int) -> npt.NDArray[np.bool_]:
+    masks = arrays.get("masks")
+    expected = (regions - 1, height, width)
+    if masks is None and regions == 1:
+        return np.zeros(expected, dtype=np.bool_)
+    found = "none" if masks is None else masks.shape
+    if masks is None or masks.shape != expected:
+        raise InvalidRequestError(
+            "masks", f"expected shape {expected} (one per prompt after the first, height, width), found {found}"
+        )
+    inside: npt.NDArray[np.bool_] = masks != 0
+    return inside

@@ -1,0 +1,208 @@
+"""From parameters to a picture: encode prompts, denoise the canvas, decode and crop.
+
+The networks are arguments: in Triton they are BLS calls, in a test functions. U texts, L tokens, D embedding,
+B rows, h x w canvas in latent cells.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from checkpoint import Checkpoint
+from parameters import Parameters
+from prompts import TokenizedPrompts, tokenize_prompts
+from regions import Canvas, make_canvas, overlaps, region_masks
+from row_plan import Regions, count_reference_rows
+from sampling import Scheduler, UNetRows, denoise, draw_bootstrapping, draw_noise
+from schedulers import make_scheduler
+from views import make_views
+
+# A seed's backgrounds are drawn apart from its noise: bootstrapping changes the picture, never the noise.
+BACKGROUND_STREAM = 0x9E3779B97F4A7C15
+
+
+class Networks(Protocol):
+    """The three networks of a latent diffusion model."""
+
+    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        """(U, L) -> (U, L, D)"""
+
+    async def unet(self, rows: UNetRows) -> Tensor:
+        """(B, 4, window, window) and what goes with it -> (B, 4, window, window)"""
+
+    async def vae_decoder(self, latents: Tensor) -> Tensor:
+        """(1, 4, h, w) -> (1, 3, height, width), about [-1, 1]"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a request gets back."""
+
+    image: npt.NDArray[np.uint8]  # (height, width, 3)
+    latents: Tensor  # (4, h, w)
+    warnings: list[dict[str, str]]
+    report: dict[str, Any]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by name; what no network accounts for is the orchestration's."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    async def timed(self, name: str, call: Awaitable[Tensor]) -> Tensor:
+        """Await a network's answer and count the time."""
+        start = time.perf_counter()
+        try:
+            return await call
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def report(self) -> dict[str, float]:
+        """Seconds per network, the total, and the rest."""
+        total = time.perf_counter() - self.started
+        rest = {"orchestration": total - sum(self.seconds.values()), "total": total}
+        return {name: round(seconds, 4) for name, seconds in (self.seconds | rest).items()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request made ready: all that is known before a network is asked."""
+
+    parameters: Parameters
+    prompts: TokenizedPrompts
+    canvas: Canvas
+    regions: Regions
+    scheduler: Scheduler
+
+
+def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
+    """Tokenize, lay out canvas, views and masks, and make the scheduler. Raises InvalidRequestError."""
+    scheduler = make_scheduler(parameters.scheduler, checkpoint.scheduler_config, parameters.num_inference_steps)
+    prompts = tokenize_prompts(checkpoint.tokenizer, parameters.prompt, parameters.negative_prompt)
+    window = checkpoint.window
+    canvas = make_canvas(parameters.height, parameters.width, window=window, cell=checkpoint.vae_scale_factor)
+    regions = Regions(
+        masks=torch.from_numpy(region_masks(parameters.masks, canvas)),
+        views=make_views(canvas.height, canvas.width, window=window, stride=parameters.view_stride),
+        window=window,
+        prompt_embedding=prompts.prompt_embedding,
+        negative_embedding=prompts.negative_embedding,
+        guidance_scale=parameters.guidance_scale,
+    )
+    return Job(parameters=parameters, prompts=prompts, canvas=canvas, regions=regions, scheduler=scheduler)
+
+
+def start_loop(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> Generator[UNetRows, Tensor, Tensor]:
+    """The sampling loop of a job with its own random numbers, all from the request's seed."""
+    seed = job.parameters.seed
+    generator = torch.Generator().manual_seed(seed)
+    background_generator = torch.Generator().manual_seed((seed + BACKGROUND_STREAM) % 2**64)
+    noise = draw_noise(job.canvas.height, job.canvas.width, channels=checkpoint.latent_channels, generator=generator)
+    bootstrapping = draw_bootstrapping(
+        checkpoint.palette,
+        steps=min(job.parameters.bootstrapping, job.parameters.num_inference_steps),
+        views=len(job.regions.views),
+        regions=job.parameters.regions,
+        generator=background_generator,
+    )
+    return denoise(
+        noise,
+        prompt_embeds,
+        scheduler=job.scheduler,
+        regions=job.regions,
+        bootstrapping=bootstrapping,
+        max_batch_size=checkpoint.unet_max_batch_size,
+        generator=generator,
+    )
+
+
+async def drive(
+    loop: Generator[UNetRows, Tensor, Tensor],
+    unet: Callable[[UNetRows], Awaitable[Tensor]],
+    before_step: Callable[[int], None],
+) -> tuple[Tensor, int]:
+    """Answer the loop's requests until it has its latents: (1, 4, h, w) and the rows that it took."""
+    rows, step = 0, 0
+    try:
+        request = next(loop)
+        while True:
+            if request.step > step:
+                step = request.step
+                before_step(step)
+            rows += len(request.sample)
+            request = loop.send(await unet(request))
+    except StopIteration as finished:
+        return finished.value, rows
+
+
+async def paint(
+    parameters: Parameters,
+    *,
+    checkpoint: Checkpoint,
+    networks: Networks,
+    before_step: Callable[[int], None],
+) -> Picture:
+    """Paint one picture.
+
+    before_step: called with the steps done, before each step and before decoding; what it raises ends the request.
+
+    Raises InvalidRequestError, and what the networks and `before_step` raise.
+    """
+    stopwatch = Stopwatch()
+    job = prepare(parameters, checkpoint)
+    before_step(0)
+    prompt_embeds = await stopwatch.timed("text_encoder", networks.text_encoder(job.prompts.input_ids))
+    loop = start_loop(job, prompt_embeds, checkpoint)
+    latents, rows = await drive(loop, lambda request: stopwatch.timed("unet", networks.unet(request)), before_step)
+    before_step(parameters.num_inference_steps)
+    sample = await stopwatch.timed("vae_decoder", networks.vae_decoder(latents / checkpoint.scaling_factor))
+    return Picture(
+        image=to_image(sample, job.canvas),
+        latents=latents[0],
+        warnings=[{"field": name, "message": message} for name, message in job_warnings(job)],
+        report={
+            "parameters": parameters.summary(),
+            "unet_rows": rows,
+            "unet_rows_reference": count_reference_rows(
+                job.regions, num_inference_steps=parameters.num_inference_steps
+            ),
+            "seconds": stopwatch.report(),
+            "checkpoint": {"name": checkpoint.name, "digest": checkpoint.digest},
+        },
+    )
+
+
+def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
+    """Crop the decoded canvas (1, 3, 8h, 8w) in [-1, 1] to the picture: (height, width, 3) uint8."""
+    picture = sample[0, :, *canvas.crop]  # (3, height, width)
+    levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(1, 2, 0).contiguous().numpy()
+
+
+def job_warnings(job: Job) -> list[tuple[str, str]]:
+    """What the request asked for and does not get, as (field, message)."""
+    parameters, masks = job.parameters, job.regions.masks
+    warnings = list(job.prompts.warnings)
+    for index, mask in enumerate(masks[1:]):
+        if not mask.any():
+            warnings.append((f"masks[{index}]", "region is empty; its prompt has no effect"))
+    if not masks[0].any():
+        warnings.append(("prompt[0]", "regions cover the whole picture; the background's prompt has no effect"))
+    for first, second, pixels in overlaps(parameters.masks):
+        message = f"overlaps masks[{first}] in {pixels} pixels; there the two are averaged"
+        warnings.append((f"masks[{second}]", message))
+    if parameters.regions > 1 and parameters.bootstrapping >= parameters.num_inference_steps:
+        message = (
+            f"{parameters.bootstrapping} is not below num_inference_steps ({parameters.num_inference_steps}): "
+            "regions are never harmonised"
+        )
+        warnings.append(("bootstrapping", message))
+    return warnings

@@ -1,0 +1,66 @@
+"""Samplers: diffusers' schedulers under the names that users know, built from the checkpoint's own configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+
+from errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A diffusers scheduler class and what to change in the checkpoint's configuration."""
+
+    scheduler: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None  # None: as many as the checkpoint has training steps
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddim": Sampler("DDIMScheduler"),
+    "euler": Sampler("EulerDiscreteScheduler"),
+    "euler_a": Sampler("EulerAncestralDiscreteScheduler"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpmpp_2m_karras": Sampler(
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+    ),
+    "unipc": Sampler("UniPCMultistepScheduler"),
+    "lcm": Sampler("LCMScheduler", max_steps=50),  # its distillation schedule has 50 steps
+}
+DEFAULT_SAMPLER = "ddim"
+
+
+def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
+    """Most steps that a sampler can take on a checkpoint."""
+    trained = int(scheduler_config.get("num_train_timesteps", 1000))
+    # Leading spacing shifts all timesteps by the offset: the last of 1000 would be one past the end.
+    available = trained - int(scheduler_config.get("steps_offset", 0))
+    return min(available, SAMPLERS[name].max_steps or available)
+
+
+def make_scheduler(name: str, scheduler_config: Mapping[str, Any], num_inference_steps: int) -> Any:
+    """A fresh scheduler at its first step.
+
+    clip_sample and thresholding are off: with either a step is not linear, and fusing predictions would no longer
+    equal the published average (66-76 % error with DDIM's default).
+
+    Raises InvalidRequestError naming the field where the name is unknown or the steps are out of the sampler's range.
+    """
+    if name not in SAMPLERS:
+        raise InvalidRequestError("scheduler", f"expected one of {', '.join(SAMPLERS)}, found {name[:40]!r}")
+    limit = max_steps(name, scheduler_config)
+    if not 1 <= num_inference_steps <= limit:
+        raise InvalidRequestError(
+            "num_inference_steps", f"expected 1 to {limit} for scheduler {name}, found {num_inference_steps}"
+        )
+    sampler = SAMPLERS[name]
+    scheduler = getattr(diffusers, sampler.scheduler).from_config(
+        dict(scheduler_config), **sampler.config, clip_sample=False, thresholding=False
+    )
+    scheduler.set_timesteps(num_inference_steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # steps are counted, not looked up by a timestep that may repeat
+    return scheduler

@@ -1,0 +1,182 @@
+"""Fuse the predictions, step once: equal to the published loop, which steps every view and averages."""
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from row_plan import Regions
+from sampling import Bootstrapping, UNetRows, denoise
+from schedulers import SAMPLERS, make_scheduler
+from tests.unit.repository.reference import copy_of, paint_with_plain_loop
+from views import make_views
+
+WINDOW = 8
+STOCHASTIC = {"euler_a", "lcm"}  # add a noise draw after every step: there is no average of steps to compare with
+LEAVES_FLOAT64 = {"euler", "unipc"}  # cast to float32 inside diffusers
+
+CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+}
+
+
+@pytest.fixture(scope="module")
+def unet() -> diffusers.UNet2DConditionModel:
+    torch.manual_seed(0)
+    return (
+        diffusers.UNet2DConditionModel(
+            sample_size=WINDOW,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def run(loop: Generator[UNetRows, Tensor, Tensor], unet: Any) -> Tensor:
+    """Answer the loop with a real network."""
+    try:
+        rows = next(loop)
+        while True:
+            rows = loop.send(unet(rows.sample, rows.timestep, rows.encoder_hidden_states).sample)
+    except StopIteration as finished:
+        return finished.value  # type: ignore[no-any-return]
+
+
+def random_masks(count: int, height: int, width: int) -> Tensor:
+    """`count` random boxes and the background before them: (R, height, width) bool."""
+    generator = torch.Generator().manual_seed(count * 1000 + height)
+    masks = torch.zeros(count + 1, height, width, dtype=torch.bool)
+    for mask in masks[1:]:
+        top, left = (int(torch.randint(0, side - 3, (), generator=generator)) for side in (height, width))
+        mask[top : top + height // 2, left : left + width // 2] = True
+    masks[0] = ~masks[1:].any(dim=0)
+    return masks
+
+
+def both(
+    unet: Any,
+    *,
+    sampler: str,
+    masks: Tensor,
+    stride: int = 4,
+    steps: int = 6,
+    bootstrapping: int = 3,
+    guidance_scale: float = 7.5,
+    config: dict[str, Any] = CONFIG,
+    negatives: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float64,
+    max_batch_size: int = 3,
+) -> tuple[Tensor, Tensor]:
+    """Latents of the published loop and of ours, from the same noise, backgrounds and choices."""
+    generator = torch.Generator().manual_seed(7)
+    network = unet.to(dtype)
+    count, height, width = masks.shape
+    noise = torch.randn(1, 4, height, width, generator=generator, dtype=dtype)
+    embeds = torch.randn(2 * count, 5, 16, generator=generator, dtype=dtype)
+    negative = list(negatives or [count] * count)
+    palette = torch.randn(6, 4, 1, 1, generator=generator, dtype=dtype).expand(6, 4, WINDOW, WINDOW)
+    corners = make_views(height, width, window=WINDOW, stride=stride)
+    choices = torch.randint(6, (bootstrapping, len(corners), count), generator=generator)
+    scheduler = make_scheduler(sampler, config, steps)
+
+    expected = paint_with_plain_loop(
+        noise,
+        masks=masks,
+        prompt_embeds=[embeds[r : r + 1] for r in range(count)],
+        negative_embeds=[embeds[r : r + 1] for r in negative],
+        corners=corners,
+        window=WINDOW,
+        make_scheduler=copy_of(scheduler),
+        unet=lambda *row: network(*row).sample,
+        guidance_scale=guidance_scale,
+        bootstrapping=bootstrapping,
+        background=lambda step, view, region: palette[choices[step, view, region]][None],
+    )
+    regions = Regions(
+        masks=masks,
+        views=corners,
+        window=WINDOW,
+        prompt_embedding=range(count),
+        negative_embedding=negative,
+        guidance_scale=guidance_scale,
+    )
+    loop = denoise(
+        noise,
+        embeds,
+        scheduler=scheduler,
+        regions=regions,
+        bootstrapping=Bootstrapping(palette=palette, choices=choices),
+        max_batch_size=max_batch_size,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return expected, run(loop, network)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - STOCHASTIC))
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("bootstrapping", [0, 3])
+def test_fused_predictions_equal_averaged_steps(
+    unet: Any, sampler: str, prediction_type: str, bootstrapping: int
+) -> None:
+    single = sampler in LEAVES_FLOAT64
+    expected, found = both(
+        unet,
+        sampler=sampler,
+        masks=random_masks(2, 12, 11),
+        bootstrapping=bootstrapping,
+        config=CONFIG | {"prediction_type": prediction_type},
+        dtype=torch.float32 if single else torch.float64,
+    )
+    assert relative_error(found, expected) <= (1e-5 if single else 1e-10)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 8), (13, 17), (8, 24)])
+@pytest.mark.parametrize("regions", [0, 1, 3])
+def test_sizes_and_region_counts(unet: Any, height: int, width: int, regions: int) -> None:
+    expected, found = both(unet, sampler="ddim", masks=random_masks(regions, height, width))
+    assert relative_error(found, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_guidance(unet: Any, guidance_scale: float) -> None:
+    expected, found = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), guidance_scale=guidance_scale)
+    assert relative_error(found, expected) <= 1e-10
+
+
+def test_negative_prompts_of_their_own(unet: Any) -> None:
+    expected, found = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), negatives=[3, 4, 5])
+    assert relative_error(found, expected) <= 1e-10
+
+
+def test_checkpoint_that_clips_samples_is_painted_without(unet: Any) -> None:
+    plain, _ = both(unet, sampler="ddim", masks=random_masks(2, 10, 10))
+    _, clipping = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), config=CONFIG | {"clip_sample": True})
+    assert relative_error(clipping, plain) <= 1e-10
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 16])
+def test_size_of_the_calls_does_not_change_the_picture(unet: Any, max_batch_size: int) -> None:
+    _, found = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), max_batch_size=max_batch_size)
+    _, other = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), max_batch_size=5)
+    assert relative_error(found, other) <= 1e-12
