@@ -1,0 +1,108 @@
+"""Compose a model repository: committed contracts and code, a profile's settings and runner, and artefacts.
+
+Every model's folder is complete in itself, since object-store repositories are copied one model at a time.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from multsd_export.artefacts import Artefact
+from multsd_export.checkpoint import Checkpoint
+from multsd_export.contract import ModelConfig, merge_config, parse_config, read_config, write_config
+from multsd_export.errors import RepositoryError
+from multsd_export.manifest import write_json
+from multsd_export.palette import PALETTE_FILE
+from multsd_export.profiles import Profile
+from multsd_export.tokenizer import convert_tokenizer
+
+CONFIG_FILE = "config.pbtxt"
+VERSION = "1"  # Triton's version folder
+ORCHESTRATOR = "multidiffusion"
+CHECKPOINT_FOLDER = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a composition puts together."""
+
+    repository: Path  # the committed sources
+    profile: Profile
+    checkpoint: Checkpoint
+    networks: Mapping[str, Artefact]
+    palette: Artefact
+
+
+def read_contracts(repository: Path, required: set[str]) -> dict[str, ModelConfig]:
+    """The committed contract of every model.
+
+    Raises:
+        RepositoryError: one of the required models is missing, or a contract cannot be read.
+    """
+    files = sorted(repository.glob(f"*/{CONFIG_FILE}"))
+    missing = sorted(required - {file.parent.name for file in files})
+    if missing:
+        raise RepositoryError(f"{repository}: {', '.join(missing)} missing; expected a folder with {CONFIG_FILE} each.")
+    return {file.parent.name: read_config(file) for file in files}
+
+
+def compose(parts: Parts, contracts: Mapping[str, ModelConfig], target: Path) -> None:
+    """Write every model into an empty folder."""
+    merged = {
+        name: merge_config(contract, parse_config(parts.profile.settings(name))) for name, contract in contracts.items()
+    }
+    for name, config in merged.items():
+        _write_model(parts, config, target / name)
+    checkpoint_folder = target / ORCHESTRATOR / VERSION / CHECKPOINT_FOLDER
+    _write_checkpoint(parts, merged["unet"].max_batch_size, checkpoint_folder)
+
+
+def _write_model(parts: Parts, config: ModelConfig, target: Path) -> None:
+    version = target / VERSION
+    version.mkdir(parents=True)
+    write_config(config, target / CONFIG_FILE)
+    source = parts.repository / config.name / VERSION
+    if source.is_dir():
+        shutil.copytree(source, version, ignore=shutil.ignore_patterns("__pycache__", ".*"), dirs_exist_ok=True)
+    artefact = parts.networks.get(config.name)
+    if artefact is not None:
+        shutil.copyfile(parts.profile.runner, version / "model.py")
+        _copy_artefact(artefact, version)
+
+
+def _copy_artefact(artefact: Artefact, target: Path) -> None:
+    for name in artefact.files:
+        shutil.copyfile(artefact.folder / name, target / name)
+
+
+def _write_checkpoint(parts: Parts, unet_max_batch_size: int, target: Path) -> None:
+    """What the orchestrator needs to know of the checkpoint, as files beside its code."""
+    target.mkdir()
+    tokenizer = convert_tokenizer(parts.checkpoint.path / "tokenizer")
+    (target / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
+    shutil.copyfile(parts.checkpoint.path / "scheduler" / "scheduler_config.json", target / "scheduler_config.json")
+    shutil.copyfile(parts.palette.folder / PALETTE_FILE, target / PALETTE_FILE)
+    settings = checkpoint_settings(parts.checkpoint, tokenizer.pad_token_id, unet_max_batch_size)
+    write_json(target / "settings.json", settings)
+
+
+def checkpoint_settings(
+    checkpoint: Checkpoint, pad_token_id: int, unet_max_batch_size: int
+) -> dict[str, str | int | float | None]:
+    """The checkpoint's numbers, as the orchestrator reads them."""
+    return {
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "family": checkpoint.family,
+        "window": checkpoint.window,
+        "view_stride": checkpoint.window // 8,  # the paper's 8 for a window of 64
+        "latent_channels": checkpoint.latent_channels,
+        "vae_scale_factor": checkpoint.vae_scale_factor,
+        "scaling_factor": checkpoint.scaling_factor,
+        "max_length": checkpoint.max_length,
+        "pad_token_id": pad_token_id,
+        "embedding_dim": checkpoint.embedding_dim,
+        "unet_max_batch_size": unet_max_batch_size,
+        "vae_tile": None,
+    }

@@ -1,0 +1,105 @@
+"""Tensor contracts: `config.pbtxt` files as protobuf messages, and whether an ONNX graph keeps one."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from multsd_export.errors import ContractError, RepositoryError
+
+ELEMENT_TYPES = {
+    model_config_pb2.TYPE_FP32: onnx.TensorProto.FLOAT,
+    model_config_pb2.TYPE_FP16: onnx.TensorProto.FLOAT16,
+    model_config_pb2.TYPE_INT32: onnx.TensorProto.INT32,
+    model_config_pb2.TYPE_INT64: onnx.TensorProto.INT64,
+}
+ModelConfig = Any  # inference.ModelConfig; the generated module has no types
+ANY = -1  # a dimension that may differ from call to call
+HEADER = "# Composed by multsd-export from the committed contract and a profile's settings; edit those, not this.\n"
+
+
+def read_config(file: Path) -> ModelConfig:
+    """A committed contract.
+
+    Raises:
+        RepositoryError: the file is not a Triton model configuration, or its name is not its folder's.
+    """
+    try:
+        config = parse_config(file.read_text(encoding="utf-8"))
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{file}: not a model configuration: {error}.") from error
+    if config.name != file.parent.name:
+        raise RepositoryError(f"{file}: the name is {config.name!r}, expected {file.parent.name!r}, its folder's.")
+    return config
+
+
+def parse_config(text: str) -> ModelConfig:
+    """A model configuration from protobuf's text format."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def merge_config(contract: ModelConfig, settings: ModelConfig) -> ModelConfig:
+    """A new message: the contract, then the settings merged in (single fields replaced, lists appended)."""
+    merged = model_config_pb2.ModelConfig()
+    merged.CopyFrom(contract)
+    merged.MergeFrom(settings)
+    return merged
+
+
+def write_config(config: ModelConfig, file: Path) -> None:
+    """Write the message as text."""
+    file.write_text(HEADER + text_format.MessageToString(config), encoding="utf-8")
+
+
+def check_graph(file: Path, contract: ModelConfig) -> None:
+    """Hold an ONNX file's inputs and outputs to a contract.
+
+    Raises:
+        ContractError: a tensor is missing or too many, or its type or a dimension differs.
+    """
+    graph = onnx.load(str(file), load_external_data=False).graph
+    batched = contract.max_batch_size > 0
+    _check_tensors(contract.name, "input", contract.input, graph.input, batched)
+    _check_tensors(contract.name, "output", contract.output, graph.output, batched)
+
+
+def _check_tensors(model: str, kind: str, declared: Iterable[Any], actual: Iterable[Any], batched: bool) -> None:
+    tensors = {value.name: value.type.tensor_type for value in actual}
+    names = [tensor.name for tensor in declared]
+    if sorted(names) != sorted(tensors):
+        raise ContractError(f"{model}: {kind}s are {sorted(tensors)}, config.pbtxt says {sorted(names)}.")
+    for tensor in declared:
+        where = f"{model}: {kind} {tensor.name}"
+        _check_type(where, tensor.data_type, tensors[tensor.name].elem_type)
+        dims = _graph_dims(tensors[tensor.name])
+        _check_dims(where, _full_dims(tensor, batched), dims)
+        if batched and dims[0] != ANY:
+            raise ContractError(f"{where} has a fixed batch of {dims[0]}; the first dimension has to be dynamic.")
+
+
+def _check_type(where: str, declared: int, actual: int) -> None:
+    if ELEMENT_TYPES.get(declared) != actual:
+        expected = model_config_pb2.DataType.Name(declared)
+        found = onnx.TensorProto.DataType.Name(actual)
+        raise ContractError(f"{where} has type {found}, config.pbtxt says {expected}.")
+
+
+def _check_dims(where: str, declared: Sequence[int], actual: Sequence[int]) -> None:
+    fits = len(declared) == len(actual) and all(
+        want in (ANY, have) for want, have in zip(declared, actual, strict=True)
+    )
+    if not fits:
+        raise ContractError(f"{where} has dims {list(actual)}, config.pbtxt says {list(declared)} (-1: any).")
+
+
+def _full_dims(tensor: Any, batched: bool) -> list[int]:
+    """What the network sees: the reshaped dims, after the batch where there is one."""
+    dims = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
+    return [ANY, *dims] if batched else dims
+
+
+def _graph_dims(tensor_type: Any) -> list[int]:
+    return [dim.dim_value if dim.HasField("dim_value") else ANY for dim in tensor_type.shape.dim]

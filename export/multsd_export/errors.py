@@ -1,0 +1,21 @@
+"""What can go wrong in an export; `cli` turns each into one sentence and an exit code."""
+
+
+class ExportError(ValueError):
+    """The root of this package's errors; its text is one sentence for the person who started the export."""
+
+
+class CheckpointError(ExportError):
+    """The checkpoint is missing something, is of an unsupported family, or is not safe to load."""
+
+
+class RepositoryError(ExportError):
+    """The repository's sources are not as expected, or the output folder may not be replaced."""
+
+
+class ContractError(ExportError):
+    """An exported network's names, types or dimensions differ from its `config.pbtxt`."""
+
+
+class ParityError(ExportError):
+    """An exported network computes something else than the checkpoint does in torch."""

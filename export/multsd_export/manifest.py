@@ -1,0 +1,59 @@
+"""The manifest: what a composed repository was made from, what it holds and what it can do."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from multsd_export.checkpoint import Checkpoint
+from multsd_export.digests import file_digest, folder_digests, value_digest
+from multsd_export.profiles import Profile
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+PACKAGE_FOLDER = Path(__file__).parent
+
+
+def export_inputs(checkpoint: Checkpoint, repository: Path, profile: Profile) -> dict[str, Any]:
+    """Everything that an export depends on; equal inputs make an equal repository."""
+    return {
+        "format": FORMAT,
+        "profile": profile.name,
+        "checkpoint": checkpoint.digest,
+        "checkpoint_name": checkpoint.name,
+        "repository": value_digest(folder_digests(repository)),
+        "exporter": value_digest(folder_digests(PACKAGE_FOLDER)),
+        "versions": package_versions(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a network computes, read without importing them."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def is_current(output: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether the folder is whole and was made from these inputs."""
+    manifest = read_manifest(output)
+    return manifest is not None and manifest.get("inputs") == inputs and files_intact(output, manifest["files"])
+
+
+def read_manifest(output: Path) -> dict[str, Any] | None:
+    """The manifest of a composed repository, or None where there is none that can be read."""
+    try:
+        manifest: dict[str, Any] = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return manifest
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON, ending in a line break."""
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def files_intact(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether every file is there with its digest."""
+    return all((folder / name).is_file() and file_digest(folder / name) == digest for name, digest in files.items())

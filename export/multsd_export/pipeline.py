@@ -1,0 +1,65 @@
+"""One export from beginning to end, or none when nothing changed."""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.errors import RepositoryError
+from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current
+from multsd_export.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export, from where, to where."""
+
+    checkpoint: Path
+    output: Path
+    repository: Path
+    work_dir: Path  # keeps ONNX files from export to export
+    profile: Profile
+    force: bool = False  # compose again even when nothing changed
+
+
+def export(options: Options, progress: Callable[[str, float], None]) -> bool:
+    """Bring the output up to date; True where something had to be done.
+
+    Raises:
+        ExportError: in one sentence, what is wrong; the output is as it was before.
+    """
+    checkpoint = read_checkpoint(options.checkpoint)
+    inputs = export_inputs(checkpoint, options.repository, options.profile)
+    _check_output(options.output)
+    with _locked(options.work_dir):
+        if not options.force and is_current(options.output, inputs):
+            return False
+        from multsd_export.build import build  # torch takes seconds to import
+
+        build(
+            checkpoint,
+            options.repository,
+            options.profile,
+            output=options.output,
+            work_dir=options.work_dir,
+            inputs=inputs,
+            progress=progress,
+        )
+    return True
+
+
+def _check_output(output: Path) -> None:
+    """Never replace a folder that an export did not make."""
+    if output.exists() and not (output / MANIFEST_FILE).is_file() and (output.is_file() or any(output.iterdir())):
+        raise RepositoryError(f"{output} exists and no export made it; remove it or choose another output.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One export at a time per work folder; the next one waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

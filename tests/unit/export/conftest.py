@@ -1,0 +1,109 @@
+"""A checkpoint of Stable Diffusion's structure with a few thousand weights, and one export of it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from multsd_export.pipeline import Options, export
+from multsd_export.profiles import CPU
+
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
+WINDOW = 16
+
+
+def write_tokenizer(folder: Path) -> None:
+    """vocab.json and merges.txt, as real checkpoints have them: every byte, one merge, the two special tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>", "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_checkpoint(path: Path) -> None:
+    """Random weights in half precision, from a fixed seed."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    path.mkdir()
+    torch.manual_seed(0)
+    write_tokenizer(path / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=516, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    CLIPTextModel(text).half().save_pretrained(path / "text_encoder")
+    unet = UNet2DConditionModel(
+        sample_size=WINDOW,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+    )
+    unet.half().save_pretrained(path / "unet")
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        scaling_factor=0.5,
+    )
+    vae.half().save_pretrained(path / "vae")
+    DDIMScheduler(clip_sample=False, prediction_type="v_prediction").save_pretrained(path / "scheduler")
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+
+
+def quiet(_stage: str, _share: float) -> None:
+    """Progress that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One finished export; `again` runs it on copies, so that a test may change them."""
+
+    options: Options
+
+    def copy(self, folder: Path) -> Options:
+        """The same export with its checkpoint, sources, work folder and output copied below `folder`."""
+        copies = {}
+        for field in ("checkpoint", "repository", "work_dir", "output"):
+            copies[field] = folder / field
+            shutil.copytree(getattr(self.options, field), copies[field])
+        return replace(self.options, **copies)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+    write_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Read only; `exported.copy` gives something to change."""
+    folder = tmp_path_factory.mktemp("export")
+    repository = folder / "repository"
+    shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("__pycache__"))
+    options = Options(checkpoint_folder, folder / "output", repository, folder / "work_dir", CPU)
+    assert export(options, quiet)
+    return Exported(options)
+
+
+@pytest.fixture
+def progress() -> Callable[[str, float], None]:
+    return quiet

@@ -1,0 +1,116 @@
+"""Checkpoints are read from their own files; what is not supported is refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.errors import CheckpointError
+
+Edit = Callable[[Path], None]
+
+
+def set_value(file: str, key: str, value: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return edit
+
+
+def remove(file: str) -> Edit:
+    return lambda folder: (folder / file).unlink()
+
+
+def rename(file: str, name: str) -> Edit:
+    return lambda folder: (folder / file).rename((folder / file).with_name(name)) and None
+
+
+def write(file: str, text: str) -> Edit:
+    return lambda folder: (folder / file).write_text(text) and None
+
+
+@pytest.fixture
+def folder(checkpoint_folder: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_folder, copy)
+    return copy
+
+
+def test_numbers_come_from_the_checkpoints_own_configs(checkpoint_folder: Path) -> None:
+    checkpoint = read_checkpoint(checkpoint_folder)
+    assert checkpoint.family == "sd1"
+    assert checkpoint.window == 16
+    assert checkpoint.vae_scale_factor == 8
+    assert checkpoint.scaling_factor == 0.5
+    assert checkpoint.max_length == 77
+    assert checkpoint.embedding_dim == 16
+    assert checkpoint.prediction_type == "v_prediction"
+    assert (checkpoint.name, checkpoint.revision) == ("checkpoint", None)
+
+
+def test_a_hub_snapshot_gives_name_and_revision(checkpoint_folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "0123abc"
+    shutil.copytree(checkpoint_folder, snapshot)
+    checkpoint = read_checkpoint(snapshot)
+    assert (checkpoint.name, checkpoint.revision) == ("owner/model", "0123abc")
+
+
+def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
+    before = read_checkpoint(folder)
+    (folder / "README.md").write_text("not used")
+    assert read_checkpoint(folder).digest == before.digest
+    set_value("scheduler/scheduler_config.json", "beta_end", 0.02)(folder)
+    after = read_checkpoint(folder)
+    assert after.digest != before.digest
+    assert after.component_digests("unet") == before.component_digests("unet")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_value("model_index.json", "_class_name", "StableDiffusionXLPipeline"), "StableDiffusionXLPipeline is not"),
+        (set_value("model_index.json", "_class_name", "FluxPipeline"), "FluxPipeline is not supported"),
+        (set_value("unet/config.json", "in_channels", 9), "unet: in_channels is 9; supported: 4"),
+        (set_value("unet/config.json", "addition_embed_type", "text_time"), "addition_embed_type is 'text_time'"),
+        (set_value("unet/config.json", "cross_attention_dim", 768), "cross_attention_dim is 768; supported: 16"),
+        (set_value("unet/config.json", "sample_size", [64, 96]), "sample_size is [64, 96], expected an integer"),
+        (set_value("unet/config.json", "sample_size", 20), "unet: sample_size is 20; supported: multiples of 8"),
+        (set_value("vae/config.json", "latent_channels", 16), "latent_channels is 16; supported: 4"),
+        (set_value("vae/config.json", "block_out_channels", [4, 4]), "vae: pixels per latent cell is 2; supported: 8"),
+        (set_value("text_encoder/config.json", "model_type", "t5"), "text_encoder: model_type is 't5'"),
+        (set_value("scheduler/scheduler_config.json", "prediction_type", "sample"), "prediction_type is 'sample'"),
+        (set_value("scheduler/scheduler_config.json", "thresholding", True), "thresholding is True"),
+        (remove("model_index.json"), "model_index.json is missing"),
+        (remove("unet/config.json"), "unet/config.json is missing"),
+        (write("vae/config.json", "{"), "vae/config.json is not valid JSON"),
+        (write("vae/config.json", "[1]"), "vae/config.json: expected a JSON object"),
+        (remove("tokenizer/merges.txt"), "expected vocab.json and merges.txt or tokenizer.json"),
+        (remove("vae/diffusion_pytorch_model.safetensors"), "vae: expected diffusion_pytorch_model.safetensors"),
+        (
+            rename("unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+            "unet: diffusion_pytorch_model.bin is a pickle",
+        ),
+        (rename("text_encoder/model.safetensors", "pytorch_model.bin"), "text_encoder: pytorch_model.bin is a pickle"),
+    ],
+)
+def test_what_is_missing_or_unsupported_is_named(folder: Path, edit: Edit, message: str) -> None:
+    edit(folder)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(folder)
+    assert message in str(error.value)
+
+
+def test_a_single_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="single file"):
+        read_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        read_checkpoint(tmp_path / "nowhere")

@@ -1,0 +1,32 @@
+"""The command says in one sentence what is wrong."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from multsd_export.cli import app
+
+from .conftest import Exported
+
+
+def test_a_refused_checkpoint_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.output.strip() == (
+        f"multsd-export: {tmp_path / 'none'} does not exist; name a checkpoint folder in diffusers layout."
+    )
+
+
+def test_an_unknown_profile_is_wrong_usage(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--checkpoint", str(tmp_path), "--profile", "abacus"])
+    assert result.exit_code == 2
+
+
+def test_an_export_prints_where_it_went_and_how_near_it_is(exported: Exported, tmp_path: Path) -> None:
+    options = exported.copy(tmp_path)
+    arguments = ["--checkpoint", options.checkpoint, "--output", options.output, "--work-dir", options.work_dir]
+    arguments += ["--repository", options.repository, "--force"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0
+    assert f"{options.output}: written" in result.output
+    assert "from torch" in result.output

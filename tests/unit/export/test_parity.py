@@ -1,0 +1,52 @@
+"""An exported network that computes something else than torch does not pass."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.errors import ParityError
+from multsd_export.networks import NETWORKS, Network
+from multsd_export.parity import measure_parity, relative_error
+
+from .conftest import Exported
+
+TEXT_ENCODER = next(network for network in NETWORKS if network.name == "text_encoder")
+
+
+def test_relative_error_is_the_largest_difference_over_the_largest_value() -> None:
+    expected = np.array([[1.0, -4.0], [2.0, 0.0]], dtype=np.float32)
+    actual = expected + np.array([[0.0, 0.5], [0.25, 0.0]], dtype=np.float32)
+    assert relative_error(actual, expected) == 0.5 / 4.0
+
+
+@pytest.mark.parametrize(
+    "actual", [np.float32([[1, 2, 3]]), np.float32([1, np.nan]), np.float32([1, np.inf])], ids=["shape", "nan", "inf"]
+)
+def test_other_shapes_and_values_that_are_not_finite_are_infinitely_wrong(actual: np.ndarray) -> None:
+    assert relative_error(actual, np.float32([1, 2])) == np.inf
+
+
+def test_an_output_of_zeros_proves_nothing() -> None:
+    assert relative_error(np.zeros(2, np.float32), np.zeros(2, np.float32)) == np.inf
+
+
+def compare(exported: Exported, network: Network, file: Path) -> None:
+    checkpoint = read_checkpoint(exported.options.checkpoint)
+    batches = network.draw(checkpoint, torch.Generator().manual_seed(1))
+    measure_parity(network, network.load(checkpoint), file, batches)
+
+
+def test_a_tampered_network_fails_naming_network_figure_and_limit(exported: Exported, tmp_path: Path) -> None:
+    file = exported.options.work_dir / "text_encoder" / "model.onnx"
+    compare(exported, TEXT_ENCODER, file)
+    tampered = onnx.load(file)
+    weights = max(tampered.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * np.float32(1.01), weights.name))
+    onnx.save(tampered, tmp_path / "model.onnx")
+    with pytest.raises(ParityError, match=r"^text_encoder: .* differs from torch by \S+ .* the limit is 0.0001\.$"):
+        compare(exported, TEXT_ENCODER, tmp_path / "model.onnx")
