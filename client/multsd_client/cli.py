@@ -1,0 +1,159 @@
+"""The command `multsd`. On stdout: the path of the picture, nothing else; progress and remarks go to stderr.
+
+Exit codes: 0 done; 1 the picture could not be written; 2 bad arguments or a refused request; 3 the service is not
+there or full; 4 too late; 5 the service failed, or its reply was not understood; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from multsd_client.arguments import RegionCommand, read_regions
+from multsd_client.client import Client
+from multsd_client.display import progress_bar, show_error, show_result
+from multsd_client.errors import (
+    DeadlineExceededError,
+    GenerationFailedError,
+    InvalidRequestError,
+    MultsdError,
+    ProtocolError,
+    ServiceUnavailableError,
+)
+from multsd_client.request import GenerationRequest
+from multsd_client.result import GenerationResult
+
+EXIT_CODES: Mapping[type[MultsdError], int] = {
+    InvalidRequestError: 2,
+    ServiceUnavailableError: 3,
+    DeadlineExceededError: 4,
+    GenerationFailedError: 5,
+    ProtocolError: 5,
+}
+EXIT_NOT_WRITTEN = 1
+
+FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+DEFAULT_SIDE = 512
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Paint pictures from regions with prompts.")
+
+
+@app.callback()
+def main() -> None:
+    """Paint pictures from a background prompt and any number of regions, each with a prompt of its own."""
+
+
+@app.command(cls=RegionCommand)
+def generate(
+    prompt: Annotated[str | None, typer.Argument(metavar="BACKGROUND", help="Prompt of the background.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What the picture should not show; regions may say otherwise.")
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MASK PROMPT [NEGATIVE]",
+            help="A region, any number of times. MASK: an image file, white inside, or box:x0,y0,x1,y1 in pixels. "
+            "The background's prompt comes before the first region.",
+        ),
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: 512]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: 512]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    bootstrapping: Annotated[int | None, typer.Option(help="First steps that see each region on its own.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed paints the same picture.")] = None,
+    request: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="The API's JSON from a file or stdin; options given here win over it."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help=".jpg, .png or .webp.")] = Path("multsd.jpg"),
+    url: Annotated[str, typer.Option(envvar="MULTSD_URL", help="The service.")] = "http://127.0.0.1:5000",
+    timeout: Annotated[float, typer.Option(help="Seconds without a sign of life before giving up.")] = 600.0,
+) -> None:
+    """Paint one picture and print the path of the file it is in.
+
+    multsd generate "a beach at noon" --region box:128,128,384,384 "a husky dog" --seed 7 -o husky.jpg
+    """
+    options = {
+        "bg_nprompt": negative,
+        "width": width,
+        "height": height,
+        "ddim_steps": steps,
+        "bootstrapping": bootstrapping,
+        "guidance_scale": guidance,
+        "scheduler": scheduler,
+        "seed": seed,
+        "output_format": _format(output),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if request is None:
+        body = _described(prompt, region or [], given)
+    else:
+        body = {**_read_json(request, prompt, region or []), **given}
+    _write(_ask(url, body, timeout=timeout), output)
+
+
+def _described(prompt: str | None, regions: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a picture described on the command line."""
+    if prompt is None:
+        raise typer.BadParameter("expected a background prompt or --request", param_hint="BACKGROUND")
+    size = {"width": given.get("width", DEFAULT_SIDE), "height": given.get("height", DEFAULT_SIDE)}
+    typed = GenerationRequest(
+        prompt=prompt, negative_prompt=given.get("bg_nprompt", ""), regions=read_regions(regions), **size
+    )
+    try:
+        return {**typed.to_json(), **given}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--region") from None
+
+
+def _read_json(source: str, prompt: str | None, regions: list[str]) -> dict[str, Any]:
+    if prompt is not None or regions:
+        raise typer.BadParameter("expected either a request or a prompt with regions", param_hint="--request")
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
+        body = json.loads(text, strict=False)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{source}: {error}", param_hint="--request") from None
+    if not isinstance(body, dict):
+        raise typer.BadParameter(f"{source}: expected a JSON object", param_hint="--request")
+    return body
+
+
+def _format(output: Path) -> str:
+    try:
+        return FORMATS[output.suffix.lower()]
+    except KeyError:
+        raise typer.BadParameter(f"expected {', '.join(FORMATS)}, got {output.name}", param_hint="--output") from None
+
+
+def _ask(url: str, body: Mapping[str, Any], *, timeout: float) -> GenerationResult:
+    console = Console(stderr=True)
+    try:
+        with Client(url, timeout=timeout) as client, progress_bar(console) as on_progress:
+            result = client.generate(body, on_progress=on_progress)
+    except MultsdError as error:
+        show_error(console, error)
+        raise typer.Exit(EXIT_CODES[type(error)]) from None
+    except ValueError as error:  # what JSON or a URL cannot say
+        raise typer.BadParameter(str(error)) from None
+    show_result(console, result)
+    return result
+
+
+def _write(result: GenerationResult, output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(result.image)
+    except OSError as error:
+        typer.echo(f"{output}: {error.strerror}", err=True)
+        raise typer.Exit(EXIT_NOT_WRITTEN) from None
+    typer.echo(str(output))

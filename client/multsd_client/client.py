@@ -1,0 +1,145 @@
+"""Client and AsyncClient: the same two calls, blocking and awaitable."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from multsd_client import protocol
+from multsd_client.errors import ProtocolError
+from multsd_client.protocol import OnProgress
+from multsd_client.request import GenerationRequest
+from multsd_client.result import GenerationResult
+
+_ENDED = "stream: expected a result or an error, got its end"
+
+
+def _timeout(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(seconds, 5.0))
+
+
+def _service_url(url: str) -> httpx.URL:
+    """Raises ValueError for what is not the URL of an HTTP service."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"url: expected http://host:port, got {url!r}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"url: expected http://host:port, got {url!r}")
+    return parsed
+
+
+class Client:
+    """Blocking client of one gateway; a context manager.
+
+    timeout: seconds without a sign of life from the service. transport: an httpx transport, for tests and proxies.
+    Raises ValueError for a URL that is none.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 600.0, transport: httpx.BaseTransport | None = None) -> None:
+        self._http = httpx.Client(base_url=_service_url(url), timeout=_timeout(timeout), transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def generate(
+        self,
+        request: GenerationRequest | Mapping[str, Any],
+        *,
+        on_progress: OnProgress | None = None,
+        request_id: str | None = None,
+    ) -> GenerationResult:
+        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError."""
+        reader = protocol.ReplyReader(on_progress)
+        with self._stream(protocol.body(request), request_id) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                raise protocol.error_of(response)
+            for line in response.iter_lines():
+                if (result := reader.feed(line)) is not None:
+                    return result
+        raise ProtocolError(_ENDED, request_id=request_id)
+
+    def ready(self) -> bool:
+        """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        try:
+            return self._http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.RequestError as error:
+            raise protocol.transport_error(error, self._http.base_url) from error
+
+    @contextmanager
+    def _stream(self, body: Mapping[str, Any], request_id: str | None) -> Iterator[httpx.Response]:
+        headers = {protocol.REQUEST_ID: request_id} if request_id else {}
+        try:
+            with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
+                yield response
+        except httpx.RequestError as error:
+            raise protocol.transport_error(error, self._http.base_url) from error
+
+
+class AsyncClient:
+    """Awaitable client of one gateway; an asynchronous context manager. Cancelling a call cancels its picture.
+
+    timeout: seconds without a sign of life from the service. transport: an httpx transport, for tests and proxies.
+    Raises ValueError for a URL that is none.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 600.0, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._http = httpx.AsyncClient(base_url=_service_url(url), timeout=_timeout(timeout), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def generate(
+        self,
+        request: GenerationRequest | Mapping[str, Any],
+        *,
+        on_progress: OnProgress | None = None,
+        request_id: str | None = None,
+    ) -> GenerationResult:
+        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError."""
+        reader = protocol.ReplyReader(on_progress)
+        async with self._stream(protocol.body(request), request_id) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                raise protocol.error_of(response)
+            async for line in response.aiter_lines():
+                if (result := reader.feed(line)) is not None:
+                    return result
+        raise ProtocolError(_ENDED, request_id=request_id)
+
+    async def ready(self) -> bool:
+        """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        try:
+            return (await self._http.get("/readyz")).status_code == httpx.codes.OK
+        except httpx.RequestError as error:
+            raise protocol.transport_error(error, self._http.base_url) from error
+
+    @asynccontextmanager
+    async def _stream(self, body: Mapping[str, Any], request_id: str | None) -> AsyncIterator[httpx.Response]:
+        headers = {protocol.REQUEST_ID: request_id} if request_id else {}
+        try:
+            async with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
+                yield response
+        except httpx.RequestError as error:
+            raise protocol.transport_error(error, self._http.base_url) from error

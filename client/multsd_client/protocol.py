@@ -1,0 +1,139 @@
+"""The wire format that the sync and the async client share: request body, event stream, replies, errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from multsd_client.errors import (
+    DeadlineExceededError,
+    FieldNote,
+    GenerationFailedError,
+    InvalidRequestError,
+    MultsdError,
+    ProtocolError,
+    ServiceUnavailableError,
+)
+from multsd_client.request import GenerationRequest
+from multsd_client.result import GenerationResult
+from multsd_client.tensors import Progress
+
+STREAM_PATH = "/multsd/stream"
+REQUEST_ID = "X-Request-Id"
+
+OnProgress = Callable[[Progress], None]
+
+
+def body(request: GenerationRequest | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON to send: a typed request, or the API's own JSON as it is."""
+    return request.to_json() if isinstance(request, GenerationRequest) else request
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One server-sent event; data is its JSON."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class EventReader:
+    """Puts events together from the lines of a text/event-stream (WHATWG HTML, 9.2.6)."""
+
+    _name: str = "message"
+    _data: list[str] = field(default_factory=list)
+
+    def feed(self, line: str) -> Event | None:
+        """Take one line without its end; an event when the line completes one. Raises ProtocolError."""
+        if line:
+            self._take(line)
+            return None
+        name, data = self._name, self._data
+        self._name, self._data = "message", []
+        return Event(name, _json_object("\n".join(data))) if data else None
+
+    def _take(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            self._name = value
+        elif name == "data":
+            self._data.append(value)
+
+
+def read_event(event: Event) -> Progress | GenerationResult | None:
+    """What an event says; None for a kind this client does not know. Raises MultsdError for `error` events."""
+    if event.name == "progress":
+        try:
+            return Progress(event.data["step"], event.data["num_inference_steps"])
+        except KeyError as error:
+            raise ProtocolError(f"progress event: expected {error.args[0]}, got {sorted(event.data)}") from None
+    if event.name == "result":
+        return GenerationResult.from_json(event.data)
+    if event.name == "error":
+        raise _error(event.data.get("status", 500), event.data, retry_after=event.data.get("retry_after"))
+    return None
+
+
+class ReplyReader:
+    """Follows a stream of events, line by line, to its result."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._events = EventReader()
+        self._on_progress = on_progress
+
+    def feed(self, line: str) -> GenerationResult | None:
+        """Take one line; the result when it completes one. Raises MultsdError."""
+        event = self._events.feed(line)
+        update = None if event is None else read_event(event)
+        if isinstance(update, Progress):
+            if self._on_progress is not None:
+                self._on_progress(update)
+            return None
+        return update
+
+
+def error_of(response: httpx.Response) -> MultsdError:
+    """The exception for a reply that is not a picture; its body must have been read."""
+    try:
+        data = _json_object(response.text)
+    except ProtocolError:
+        data = {}
+    if "message" not in data:
+        return ProtocolError(f"{response.url}: expected the multsd API, got HTTP {response.status_code}")
+    retry_after = response.headers.get("Retry-After", "")
+    return _error(response.status_code, data, retry_after=float(retry_after) if retry_after.isdecimal() else None)
+
+
+def transport_error(error: httpx.RequestError, url: httpx.URL) -> MultsdError:
+    """The exception for a request that got no (whole) reply."""
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return DeadlineExceededError(f"{url}: no reply in time")
+    return ServiceUnavailableError(f"{url}: {error or type(error).__name__}")
+
+
+def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None) -> MultsdError:
+    message, request_id = str(data.get("message", f"HTTP {status}")), data.get("request_id")
+    if status in (400, 413, 422):
+        notes = [FieldNote(str(note.get("field", "")), str(note.get("message", ""))) for note in data.get("errors", [])]
+        return InvalidRequestError(message, errors=notes, request_id=request_id)
+    if status in (429, 503):
+        return ServiceUnavailableError(message, retry_after=retry_after, request_id=request_id)
+    if status in (408, 504):
+        return DeadlineExceededError(message, request_id=request_id)
+    return GenerationFailedError(message, request_id=request_id)
+
+
+def _json_object(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise ProtocolError("reply: expected JSON") from None
+    if not isinstance(value, dict):
+        raise ProtocolError(f"reply: expected a JSON object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,149 @@
+"""The public Triton model `multidiffusion`: its tensors, and this package's types from and to them.
+
+R regions, region 0 is the background. Names, types and what may be left out are those of
+`model_repository/multidiffusion/config.pbtxt`. Plain numpy: which Triton client carries the arrays is the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MODEL = "multidiffusion"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of the contract. dims: -1 where any size is allowed."""
+
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+INPUTS: Mapping[str, TensorSpec] = {
+    "prompt": TensorSpec("BYTES", (-1,)),
+    "negative_prompt": TensorSpec("BYTES", (-1,), optional=True),
+    "masks": TensorSpec("UINT8", (-1, -1, -1), optional=True),
+    "height": TensorSpec("INT32", (1,)),
+    "width": TensorSpec("INT32", (1,)),
+    "num_inference_steps": TensorSpec("INT32", (1,), optional=True),
+    "bootstrapping": TensorSpec("INT32", (1,), optional=True),
+    "guidance_scale": TensorSpec("FP32", (1,), optional=True),
+    "seed": TensorSpec("UINT64", (1,), optional=True),
+    "scheduler": TensorSpec("BYTES", (1,), optional=True),
+    "view_stride": TensorSpec("INT32", (1,), optional=True),
+    "progress": TensorSpec("BOOL", (1,), optional=True),
+    "return_latents": TensorSpec("BOOL", (1,), optional=True),
+}
+
+OUTPUTS: Mapping[str, TensorSpec] = {
+    "progress_steps": TensorSpec("INT32", (2,)),
+    "image": TensorSpec("UINT8", (-1, -1, 3)),
+    "warnings": TensorSpec("BYTES", (-1,)),
+    "report": TensorSpec("BYTES", (1,)),
+    "latents": TensorSpec("FP32", (-1, -1, -1)),
+}
+
+_NUMPY: Mapping[str, Any] = {
+    "BYTES": np.object_,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+    "BOOL": np.bool_,
+}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """One request in the model's own terms. None: left out, the model's default holds.
+
+    masks: (R - 1, height, width) uint8, non-zero inside; None when there is no region.
+    negative_prompts: R values, or one that holds for every region.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...] = ()
+    masks: NDArray[np.uint8] | None = field(default=None, compare=False)
+    height: int
+    width: int
+    num_inference_steps: int | None = None
+    bootstrapping: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    scheduler: str | None = None
+    view_stride: int | None = None
+    progress: bool = False
+    return_latents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Steps done, of how many."""
+
+    step: int
+    num_inference_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The final response. image: (height, width, 3) uint8 sRGB; warnings: {"field", "message"} in tensor names."""
+
+    image: NDArray[np.uint8] = field(repr=False, compare=False)
+    warnings: tuple[Mapping[str, str], ...]
+    report: Mapping[str, Any]
+    latents: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+
+def to_tensors(request: ModelRequest) -> dict[str, Array]:
+    """The request's input tensors by name; what is left out is absent. BYTES are arrays of `bytes` objects."""
+    values: Mapping[str, Any] = {
+        "prompt": request.prompts,
+        "negative_prompt": request.negative_prompts or None,
+        "masks": request.masks,
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": request.num_inference_steps,
+        "bootstrapping": request.bootstrapping,
+        "guidance_scale": request.guidance_scale,
+        "seed": request.seed,
+        "scheduler": request.scheduler,
+        "view_stride": request.view_stride,
+        "progress": request.progress or None,
+        "return_latents": request.return_latents or None,
+    }
+    return {name: _array(name, value) for name, value in values.items() if value is not None}
+
+
+def from_tensors(outputs: Mapping[str, Array]) -> Progress | Picture:
+    """Read one response by its output tensors. Raises ValueError when it is neither a progress nor a final one."""
+    if "progress_steps" in outputs:
+        step, total = outputs["progress_steps"].tolist()
+        return Progress(step, total)
+    try:
+        return Picture(
+            image=outputs["image"],
+            warnings=tuple(json.loads(text) for text in outputs["warnings"].tolist()),
+            report=json.loads(outputs["report"].item()),
+            latents=outputs.get("latents"),
+        )
+    except KeyError as error:
+        raise ValueError(f"response: expected {error.args[0]}, got {sorted(outputs)}") from None
+
+
+def _array(name: str, value: Any) -> Array:
+    spec = INPUTS[name]
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value, dtype=_NUMPY[spec.datatype])
+    values = value if isinstance(value, tuple) else (value,)
+    if spec.datatype == "BYTES":
+        values = tuple(text.encode() for text in values)
+    return np.array(values, dtype=_NUMPY[spec.datatype])

@@ -1,0 +1,5 @@
+"""`python -m multsd_gateway`."""
+
+from multsd_gateway.cli import app
+
+app()

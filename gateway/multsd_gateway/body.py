@@ -1,0 +1,92 @@
+"""From the bytes of a request to a JSON object: bounded, lenient where the seed's own example needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+from multsd_client.errors import FieldNote
+from multsd_gateway.errors import BodyTooLargeError, BodyTooSlowError, InvalidRequestError
+from multsd_gateway.wording import clip, found
+
+MAX_DEPTH = 16
+MAX_CONTAINERS = 10_000
+
+# A string (also one that never ends), or a bracket. Possessive, so that hostile input costs one pass.
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z|\\\Z)|[\[\]{}]', re.DOTALL)
+
+
+async def read_body(chunks: AsyncIterator[bytes], *, declared: str | None, limit: int, seconds: float) -> bytes:
+    """Gather a body of at most `limit` bytes. declared: the Content-Length header.
+
+    Raises BodyTooLargeError as soon as the limit is passed, BodyTooSlowError after `seconds`.
+    """
+    if declared is not None and declared.isdecimal() and int(declared[:20]) > limit:
+        raise BodyTooLargeError(f"body: expected at most {limit} bytes, got {declared[:20]}")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > limit:
+                    raise BodyTooLargeError(f"body: expected at most {limit} bytes, got more")
+    except TimeoutError:
+        raise BodyTooSlowError(f"body: expected within {seconds:g} s, got {len(body)} bytes by then") from None
+    return bytes(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object. Raw line breaks inside strings and a byte order mark are allowed.
+
+    Raises InvalidRequestError: not UTF-8, not JSON, not an object, nested too deep, NaN or Infinity, a name twice.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        refuse(f"expected UTF-8, got byte 0x{body[error.start]:02x} at position {error.start}")
+    check_nesting(text)
+    try:
+        value = json.loads(text, strict=False, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except json.JSONDecodeError as error:
+        refuse(f"expected JSON, got an error at line {error.lineno} column {error.colno}: {error.msg}")
+    except ValueError as error:  # an integer of thousands of digits
+        refuse(f"expected JSON, got {clip(str(error))}")
+    if not isinstance(value, dict):
+        refuse(f"expected a JSON object, got {found(value)}")
+    return value
+
+
+def check_nesting(text: str) -> None:
+    """Refuse text whose brackets nest deeper, or are more, than any request's. Raises InvalidRequestError."""
+    depth = containers = 0
+    for token in _TOKEN.finditer(text):
+        bracket = token.group()
+        if bracket in ("[", "{"):
+            depth, containers = depth + 1, containers + 1
+        elif bracket in ("]", "}"):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            refuse(f"expected at most {MAX_DEPTH} nested lists and objects, got more")
+        if containers > MAX_CONTAINERS:
+            refuse(f"expected at most {MAX_CONTAINERS} lists and objects, got more")
+
+
+def refuse(message: str) -> NoReturn:
+    """Refuse the body as a whole."""
+    raise InvalidRequestError([FieldNote("body", message)])
+
+
+def _no_constant(name: str) -> NoReturn:
+    refuse(f"expected finite numbers, got {name}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise InvalidRequestError([FieldNote(clip(twice), "expected once, got it more than once")])
+    return value

@@ -1,0 +1,86 @@
+"""What can go wrong in the gateway, and the one table that turns it into HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multsd_client.errors import FieldNote
+
+
+class GatewayError(Exception):
+    """Base of what a caller may be told about."""
+
+
+class InvalidRequestError(GatewayError):
+    """The request is at fault; `errors` says field by field what was expected and what was found."""
+
+    def __init__(self, errors: Sequence[FieldNote]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(map(str, self.errors[:3])) or "invalid request")
+
+
+class BodyTooLargeError(GatewayError):
+    """More bytes than the limit, told by Content-Length or found while they arrive."""
+
+
+class BodyTooSlowError(GatewayError):
+    """The body did not arrive in time."""
+
+
+class OverloadedError(GatewayError):
+    """As many requests are at work and waiting as the settings allow."""
+
+
+class ModelUnavailableError(GatewayError):
+    """Triton cannot be reached, went away, lacks the model, or is full."""
+
+
+class DeadlineExceededError(GatewayError):
+    """The picture was not ready within the time limit."""
+
+
+class ClientGoneError(GatewayError):
+    """The client closed the connection before its reply."""
+
+
+class ModelFailedError(GatewayError):
+    """The model failed on a request that was valid; the message is the model's own, fit for the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How an exception is told. message: None where the exception's own text is fit for the caller."""
+
+    status: int
+    message: str | None = None
+    retry_after: int | None = None
+
+
+ANSWERS: Mapping[type[GatewayError], Answer] = {
+    InvalidRequestError: Answer(400),
+    BodyTooSlowError: Answer(408),
+    BodyTooLargeError: Answer(413),
+    ClientGoneError: Answer(499),
+    ModelFailedError: Answer(500),
+    OverloadedError: Answer(503, retry_after=5),
+    ModelUnavailableError: Answer(503, "the model server is away or full, try again later", retry_after=2),
+    DeadlineExceededError: Answer(504),
+}
+
+INTERNAL = Answer(500, "internal error")
+
+
+def answer_for(error: Exception) -> Answer:
+    """The table's row for an exception; what is not in it is an internal error."""
+    return ANSWERS.get(type(error), INTERNAL) if isinstance(error, GatewayError) else INTERNAL
+
+
+def error_body(error: Exception, *, request_id: str) -> dict[str, Any]:
+    """The JSON that tells the error: message, errors per field where there are any, request_id."""
+    message = answer_for(error).message or str(error)
+    body: dict[str, Any] = {"message": message, "request_id": request_id}
+    if isinstance(error, InvalidRequestError):
+        body["errors"] = [{"field": note.field, "message": note.message} for note in error.errors]
+    return body

@@ -1,0 +1,58 @@
+"""Around every request: its id, one log line, and the last net for what nobody caught."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from multsd_gateway.logs import request_id_var
+from multsd_gateway.replies import error_reply
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-Id"
+
+_USABLE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def usable_id(offered: str | None) -> str:
+    """The id that a client offers, or a new one where it offers none or one unfit for headers and logs."""
+    return offered if offered is not None and _USABLE.fullmatch(offered) else uuid.uuid4().hex
+
+
+class RequestIds:
+    """ASGI middleware: takes or makes the request id, returns it in a header, logs the outcome."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = usable_id(Headers(scope=scope).get(REQUEST_ID))
+        request_id_var.set(request_id)
+        status, began = 0, time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:
+                raise
+            await error_reply(error)(scope, receive, send_with_id)
+        milliseconds = (time.monotonic() - began) * 1000
+        level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
+        log.log(level, "%s %s %d %.0f ms", scope["method"], quote(scope["path"][:100]), status, milliseconds)

@@ -1,0 +1,75 @@
+"""HTTP responses: errors in one shape, pictures as JSON or as themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from multsd_client.errors import FieldNote
+from multsd_gateway.errors import GatewayError, InvalidRequestError, answer_for, error_body
+from multsd_gateway.logs import request_id_var
+from multsd_gateway.service import Painting
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_WARNINGS = 8
+MAX_HEADER_TEXT = 200
+
+
+def picture_reply(painting: Painting) -> Response:
+    """The picture's own bytes; seed and warnings in headers."""
+    headers = {"X-Multsd-Seed": str(painting.seed)}
+    if painting.warnings:
+        headers["X-Multsd-Warnings"] = header_warnings(painting.warnings)
+    return Response(painting.image, media_type=painting.media_type, headers=headers)
+
+
+def header_warnings(warnings: Sequence[FieldNote]) -> str:
+    """Warnings as a JSON list in ASCII, the first few and shortened: headers have to stay small."""
+    return json.dumps(
+        [{"field": note.field, "message": note.message[:MAX_HEADER_TEXT]} for note in warnings[:MAX_HEADER_WARNINGS]]
+    )
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """An error as the caller is told it; what is the service's own fault is logged here."""
+    answer, request_id = answer_for(error), request_id_var.get()
+    if not isinstance(error, GatewayError):
+        log.error("internal error", exc_info=error)
+    elif answer.status >= 500:
+        log.warning("%s: %s", type(error).__name__, error)
+    elif isinstance(error, InvalidRequestError):
+        log.info("refused: %s", ", ".join(note.field for note in error.errors))
+    return error_body(error, request_id=request_id)
+
+
+def error_reply(error: Exception) -> Response:
+    """An error as a response."""
+    answer = answer_for(error)
+    headers = {} if answer.retry_after is None else {"Retry-After": str(answer.retry_after)}
+    return JSONResponse(told(error), status_code=answer.status, headers=headers)
+
+
+def error_event(error: Exception) -> dict[str, Any]:
+    """An error as the data of an `error` event, with the status that a plain reply would have had."""
+    answer = answer_for(error)
+    retry_after = {} if answer.retry_after is None else {"retry_after": answer.retry_after}
+    return {"status": answer.status, **told(error), **retry_after}
+
+
+async def handle_gateway_error(_request: Request, error: Exception) -> Response:
+    return error_reply(error)
+
+
+async def handle_http_error(_request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the same shape."""
+    if not isinstance(error, HTTPException):
+        return error_reply(error)
+    body = {"message": error.detail, "request_id": request_id_var.get()}
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)

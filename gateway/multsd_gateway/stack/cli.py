@@ -1,0 +1,73 @@
+"""The command `multsd-stack`: Triton and the gateway together on this machine.
+
+Exit codes: 0 done, or stopped by a signal; 1 something the stack needs is missing, or a process has ended.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from multsd_client import Client, GenerationResult, MultsdError
+from multsd_client.display import progress_bar, show_result
+from multsd_gateway.cli import load_settings
+from multsd_gateway.stack.errors import StackError
+from multsd_gateway.stack.settings import StackSettings
+from multsd_gateway.stack.supervisor import Stack, StopRequestedError, running_stack, stop_signals
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve() -> None:
+    """Run Triton and the gateway until Ctrl-C or SIGTERM. Settings: MULTSD_PORT, MULTSD_TRITON_HTTP_PORT, ..."""
+    with _stack() as stack:
+        console.print(f"ready: POST {stack.url}/multsd (Ctrl-C stops both)")
+        stack.watch()
+
+
+@app.command()
+def demo(
+    request: Annotated[Path, typer.Option(help="JSON of a POST /multsd.")],
+    output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/demo.jpg"),
+) -> None:
+    """Start both, paint one picture, stop both."""
+    body = json.loads(request.read_text())
+    with _stack() as stack, progress_bar(console) as on_progress, Client(stack.url) as client:
+        result = client.generate(body, on_progress=on_progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(result.image)
+    show_result(console, result)
+    console.print(_timings(result))
+    typer.echo(output)
+
+
+@contextmanager
+def _stack() -> Iterator[Stack]:
+    try:
+        with stop_signals(), running_stack(StackSettings(), load_settings({}), console.print) as stack:
+            yield stack
+    except StopRequestedError as stop:
+        console.print(f"stopped by {stop}")
+    except (StackError, MultsdError) as error:
+        console.print(f"multsd-stack: {error}", style="red", markup=False)
+        raise typer.Exit(1) from None
+
+
+def _timings(result: GenerationResult) -> Table:
+    table = Table("part", "seconds", "share", title="where the time went")
+    total = result.timings["total"]
+    for part, seconds in result.timings.items():
+        table.add_row(part, f"{seconds:.2f}", f"{seconds / total:.0%}")
+    table.caption = f"{result.unet_rows} UNet rows; the published method evaluates {result.unet_rows_reference}"
+    return table
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,64 @@
+"""Child processes that never outlive their parent, with their output in a log file."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running child process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ended(self) -> str | None:
+        """How the process ended, None while it runs."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+    def log_excerpt(self, lines: int = 10) -> str:
+        """The last lines of its log that tell of errors, or simply the last where none does."""
+        text = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in text if line.startswith(("E", "F", "error:")) or "Error" in line]
+        return "\n".join((errors or text)[-lines:])
+
+    def stop(self, grace_s: float) -> None:
+        """End it and everything that it started: SIGTERM, then SIGKILL after `grace_s` seconds."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace_s)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start_child(name: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
+    """Start a process in a group of its own; it gets SIGTERM when the parent dies, however that happens."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    return Child(name=name, process=process, log=log)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,132 @@
+"""Start Triton and the gateway, watch both, stop both."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from multsd_gateway.settings import Settings
+from multsd_gateway.stack.errors import PrerequisiteError, ProcessEndedError
+from multsd_gateway.stack.processes import Child, start_child
+from multsd_gateway.stack.settings import StackSettings
+from multsd_gateway.stack.triton import LOOPBACK, start_triton
+from multsd_gateway.stack.waiting import POLL_S, check_ports_free, wait_until_ready
+
+Report = Callable[[str], None]  # is told what the stack does and waits for
+
+
+class StopRequestedError(Exception):
+    """SIGINT or SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running Triton and gateway."""
+
+    triton: Child
+    gateway: Child
+    url: str  # of the gateway
+
+    def check(self) -> None:
+        """Raises ProcessEndedError when either process has ended."""
+        for child in (self.triton, self.gateway):
+            if ended := child.ended():
+                raise ProcessEndedError(f"{child.name} {ended}; from {child.log}:\n{child.log_excerpt()}")
+
+    def watch(self) -> None:
+        """Return never: raises ProcessEndedError, or whatever a signal handler raises."""
+        while True:
+            self.check()
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def running_stack(settings: StackSettings, gateway: Settings, report: Report) -> Iterator[Stack]:
+    """Start both processes, and stop both on the way out, the gateway first so that it can finish what runs.
+
+    Raises StackError: a prerequisite, a port, or a process that ended or did not get ready.
+    """
+    check_repository(settings.repository)
+    check_ports_free({"MULTSD_PORT": gateway.port}, gateway.host)
+    check_ports_free(
+        {f"MULTSD_TRITON_{name.upper()}_PORT": port for name, port in vars(settings.triton_ports).items()}, LOOPBACK
+    )
+    with _running_triton(settings, report) as triton, _running_gateway(settings, gateway, triton, report) as child:
+        yield Stack(triton=triton, gateway=child, url=gateway_url(gateway))
+
+
+def check_repository(repository: Path) -> None:
+    """Raises PrerequisiteError where no whole repository has been composed; the manifest is written last."""
+    if not (repository / "manifest.json").is_file():
+        raise PrerequisiteError(f"{repository} holds no composed model repository; make one with `make export`")
+
+
+def gateway_url(gateway: Settings) -> str:
+    """Where this machine reaches the gateway."""
+    host = LOOPBACK if gateway.host == "0.0.0.0" else gateway.host  # noqa: S104 - compared, not bound
+    return f"http://{host}:{gateway.port}"
+
+
+@contextmanager
+def _running_triton(settings: StackSettings, report: Report) -> Iterator[Child]:
+    started = time.monotonic()
+    child = start_triton(
+        settings.repository.resolve(),
+        ports=settings.triton_ports,
+        backends=settings.backends.resolve(),
+        log=settings.logs / "triton.log",
+    )
+    with _stopped_at_the_end(child, settings.stop_seconds, report):
+        report(f"waiting for Triton to load the models of {settings.repository} (log: {child.log})")
+        url = f"http://{LOOPBACK}:{settings.triton_http_port}/v2/health/ready"
+        wait_until_ready(child, url, seconds=settings.start_seconds)
+        report(f"Triton is ready after {time.monotonic() - started:.1f} s")
+        yield child
+
+
+@contextmanager
+def _running_gateway(settings: StackSettings, gateway: Settings, triton: Child, report: Report) -> Iterator[Child]:
+    environment = {
+        **os.environ,
+        "MULTSD_HOST": gateway.host,
+        "MULTSD_PORT": str(gateway.port),
+        "MULTSD_TRITON_URL": f"{LOOPBACK}:{settings.triton_grpc_port}",
+    }
+    command = [sys.executable, "-m", "multsd_gateway", "run"]
+    child = start_child("gateway", command, environment=environment, log=settings.logs / "gateway.log")
+    with _stopped_at_the_end(child, settings.stop_seconds, report):
+        report(f"waiting for the gateway (log: {child.log})")
+        wait_until_ready(child, f"{gateway_url(gateway)}/readyz", seconds=settings.start_seconds, beside=triton)
+        yield child
+
+
+@contextmanager
+def _stopped_at_the_end(child: Child, seconds: float, report: Report) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if child.ended() is None:
+            report(f"stopping {child.name}")
+        child.stop(seconds)
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM raise StopRequestedError, once; a second one does not disturb the stopping."""
+
+    def handler(number: int, _: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+        raise StopRequestedError(signal.Signals(number).name)
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in previous.items():
+            signal.signal(number, former)

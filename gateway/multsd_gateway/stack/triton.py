@@ -1,0 +1,117 @@
+"""Triton from the `nvidia-pytriton` wheel, as an ordinary server of a model repository.
+
+What the wheel needs is told in the functions; all of it was found by trying.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from multsd_gateway.stack.errors import PrerequisiteError
+from multsd_gateway.stack.processes import Child, start_child
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+LOOPBACK = "127.0.0.1"
+EXIT_SECONDS = 10  # a client that keeps an HTTP connection open would hold a stopping server for its default of 30
+
+
+@dataclass(frozen=True)
+class TritonPorts:
+    """Loopback ports; Triton's usual ones by default."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+
+@dataclass(frozen=True)
+class TritonWheel:
+    """Where the wheel's parts lie."""
+
+    server: Path  # the executable
+    backend: Path  # the Python backend's library and utilities
+    stub: Path  # the Python backend's interpreter for the running Python
+    libraries: Path
+
+
+def find_wheel() -> TritonWheel:
+    """Locate the wheel without importing it. Raises PrerequisiteError."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise PrerequisiteError("the Triton wheel is not installed; install it with `make setup`")
+    package = Path(spec.origin).parent
+    root = package / "tritonserver"
+    stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    if not stub.is_file():
+        have = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
+        raise PrerequisiteError(f"the Triton wheel has no Python backend for Python {PYTHON}; it serves {have}")
+    return TritonWheel(
+        server=root / "bin" / "tritonserver",
+        backend=root / "backends" / "python",
+        stub=stub,
+        libraries=package.parent / "nvidia_pytriton.libs",
+    )
+
+
+def check_shared_python(libraries: str) -> None:
+    """The stub is linked to libpython. Raises PrerequisiteError naming the package where it is missing."""
+    library = f"libpython{PYTHON}.so.1.0"
+    command = [sys.executable, "-c", f"import ctypes; ctypes.CDLL({library!r})"]
+    environment = {**os.environ, "LD_LIBRARY_PATH": libraries}
+    if subprocess.run(command, env=environment, capture_output=True, check=False).returncode:
+        raise PrerequisiteError(
+            f"{library} is not on the loader's path; install it with `apt-get install libpython{PYTHON}`"
+        )
+
+
+def assemble_backends(wheel: TritonWheel, folder: Path) -> Path:
+    """A backend directory with the Python backend and the stub of the running Python beside it."""
+    python = folder / "python"
+    if not (python / wheel.stub.name).exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        shutil.copytree(wheel.backend, partial / "python", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(wheel.stub, partial / "python")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    return folder
+
+
+def triton_environment(wheel: TritonWheel) -> dict[str, str]:
+    """The stub ignores PYTHONPATH and finds packages through the `python3` that is first on PATH."""
+    libraries = [str(wheel.libraries), str(sysconfig.get_config_var("LIBDIR")), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+        "PYTHONDONTWRITEBYTECODE": "1",  # model repositories are read, not written
+    }
+
+
+def triton_command(wheel: TritonWheel, *, repository: Path, backends: Path, ports: TritonPorts) -> list[str]:
+    """The server's command line; everything binds to loopback."""
+    return [
+        str(wheel.server),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=none",
+        "--allow-gpu-metrics=false",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
+        *(f"--{protocol}-address={LOOPBACK}" for protocol in ("http", "grpc", "metrics")),
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+    ]
+
+
+def start_triton(repository: Path, *, ports: TritonPorts, backends: Path, log: Path) -> Child:
+    """Start the server; it is ready later. Raises PrerequisiteError."""
+    wheel = find_wheel()
+    environment = triton_environment(wheel)
+    check_shared_python(environment["LD_LIBRARY_PATH"])
+    command = triton_command(wheel, repository=repository, backends=assemble_backends(wheel, backends), ports=ports)
+    return start_child("triton", command, environment=environment, log=log)

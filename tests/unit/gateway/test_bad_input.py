@@ -1,0 +1,278 @@
+"""Every bad input of the API: its status, the field that is named, and what is said about it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.unit.gateway.fakes import FakePainter, image_base64, mask_base64, post, seed_request
+
+PNG = base64.b64decode(mask_base64())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + struct.pack(">I", 1000)
+        + b"IDAT"
+    )
+
+
+def _animation(image_format: str) -> str:
+    frames = [Image.new("L", (64, 64), grey) for grey in (0, 128, 255)]
+    return image_base64(frames[0], image_format, save_all=True, append_images=frames[1:])
+
+
+def _without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in seed_request().items() if key != name}
+
+
+def _raw(name: str, literal: str) -> bytes:
+    """A valid request whose field holds a literal that json.dumps would not write."""
+    return json.dumps(seed_request(**{name: "@"})).replace('"@"', literal).encode()
+
+
+FIELDS: dict[str, tuple[Any, str, str]] = {
+    # counts that differ
+    "too few masks": (seed_request(masks=[]), "masks", "expected 1 (one per fg_prompt), got 0"),
+    "too many masks": (seed_request(masks=[mask_base64()] * 2), "masks", "expected 1 (one per fg_prompt), got 2"),
+    "too few prompts": (seed_request(fg_prompt=[]), "masks", "expected 0 (one per fg_prompt), got 1"),
+    "negative prompts": (
+        seed_request(fg_nprompt=["a", "b"]),
+        "fg_nprompt",
+        "expected 1 (one per fg_prompt) or 1 for all, got 2",
+    ),
+    "too many regions": (
+        seed_request(fg_prompt=["a"] * 33, masks=["x"] * 33),
+        "fg_prompt",
+        "expected at most 32 prompts, got 33",
+    ),
+    "very many regions": (seed_request(fg_prompt=[1] * 5000), "fg_prompt", "expected at most 1000 items, got 5000"),
+    # a string where a list belongs
+    "prompt not a list": (seed_request(fg_prompt="a dog"), "fg_prompt", 'expected a list of strings, got "a dog"'),
+    "negative not a list": (seed_request(fg_nprompt="x"), "fg_nprompt", 'expected a list of strings, got "x"'),
+    "masks not a list": (seed_request(masks="abc"), "masks", 'expected a list of strings, got "abc"'),
+    # missing and mistyped
+    "nothing": ({}, "bg_prompt", "expected a value, got nothing"),
+    "no background": (_without("bg_prompt"), "bg_prompt", "expected a value, got nothing"),
+    "null background": (seed_request(bg_prompt=None), "bg_prompt", "expected a value, got nothing"),
+    "number for text": (seed_request(bg_prompt=7), "bg_prompt", "expected a string, got 7"),
+    "list for text": (seed_request(bg_prompt=["a"]), "bg_prompt", "expected a string, got a list of 1"),
+    "object for text": (seed_request(bg_nprompt={}), "bg_nprompt", "expected a string, got an object"),
+    "null in list": (seed_request(fg_prompt=[None]), "fg_prompt[0]", "expected a string, got null"),
+    "mask an object": (seed_request(masks=[{"a": 1}]), "masks[0]", "expected a string, got an object"),
+    "text for number": (seed_request(width="wide"), "width", 'expected a whole number, got "wide"'),
+    "empty number": (seed_request(width=""), "width", 'expected a whole number, got ""'),
+    "boolean for number": (seed_request(height=True), "height", "expected a whole number, got true"),
+    "list for number": (seed_request(height=[512]), "height", "expected a whole number, got a list of 1"),
+    "fraction": (seed_request(ddim_steps=1.5), "ddim_steps", "expected a whole number, got 1.5"),
+    "fraction in text": (seed_request(ddim_steps="1.5"), "ddim_steps", 'expected a whole number, got "1.5"'),
+    "exponent": (seed_request(width="1e999"), "width", 'expected a whole number, got "1e999"'),
+    "NaN in text": (seed_request(seed="NaN"), "seed", 'expected a whole number, got "NaN"'),
+    "Infinity in text": (seed_request(seed="Infinity"), "seed", 'expected a whole number, got "Infinity"'),
+    "underscores": (seed_request(width="5_12"), "width", 'expected a whole number, got "5_12"'),
+    "other digits": (
+        seed_request(width="\u0665\u0661\u0662"),
+        "width",
+        'expected a whole number, got "\u0665\u0661\u0662"',
+    ),
+    "many digits": (seed_request(seed="9" * 30), "seed", f'expected a whole number, got "{"9" * 30}"'),
+    "float overflow": (_raw("width", "1e999"), "width", "expected a whole number, got Infinity"),
+    "guidance not a number": (seed_request(guidance_scale="x"), "guidance_scale", 'expected a finite number, got "x"'),
+    "guidance infinite": (_raw("guidance_scale", "1e999"), "guidance_scale", "expected a finite number, got Infinity"),
+    "guidance boolean": (seed_request(guidance_scale=True), "guidance_scale", "expected a finite number, got true"),
+    "guidance huge": (seed_request(guidance_scale="9e300"), "guidance_scale", "expected 0 to 100, got 9e+300"),
+    "half a surrogate pair": (
+        _raw("bg_prompt", '"\\ud800"'),
+        "bg_prompt",
+        'expected valid Unicode, got half a surrogate pair in "?"',
+    ),
+    # sizes and ranges
+    "negative width": (seed_request(width=-512), "width", "expected 64 to 8192, got -512"),
+    "zero height": (seed_request(height="0"), "height", "expected 64 to 8192, got 0"),
+    "small": (seed_request(width=63), "width", "expected 64 to 8192, got 63"),
+    "absurd width": (seed_request(width=10**9), "width", "expected 64 to 8192, got 1000000000"),
+    "thousand digits": (_raw("width", "9" * 1000), "width", f"expected 64 to 8192, got {'9' * 40}..."),
+    "too many pixels": (
+        seed_request(width=4096, height=4096),
+        "width",
+        "expected width x height of at most 4194304 pixels, got 4096 x 4096",
+    ),
+    "too many mask pixels": (
+        seed_request(width=2048, height=2048, fg_prompt=["a"] * 17, fg_nprompt=[], masks=["x"] * 17),
+        "masks",
+        "expected at most 67108864 mask pixels, got 17 masks of 2048 x 2048",
+    ),
+    "no steps": (seed_request(ddim_steps=0), "ddim_steps", "expected 1 to 200, got 0"),
+    "too many steps": (seed_request(ddim_steps="201"), "ddim_steps", "expected 1 to 200, got 201"),
+    "negative bootstrapping": (seed_request(bootstrapping=-1), "bootstrapping", "expected 0 to 1000, got -1"),
+    "negative seed": (seed_request(seed=-1), "seed", "expected 0 to 18446744073709551615, got -1"),
+    "seed too large": (
+        seed_request(seed=2**64),
+        "seed",
+        "expected 0 to 18446744073709551615, got 18446744073709551616",
+    ),
+    "negative guidance": (seed_request(guidance_scale=-1), "guidance_scale", "expected 0 to 100, got -1.0"),
+    "stride": (seed_request(view_stride=0), "view_stride", "expected 1 to 1024, got 0"),
+    "format": (seed_request(output_format="tiff"), "output_format", 'expected jpeg, png, webp, got "tiff"'),
+    # prompts
+    "a prompt of 1 MB": (
+        seed_request(bg_prompt="x" * 2**20),
+        "bg_prompt",
+        "expected at most 4000 characters, got 1048576",
+    ),
+    "a long region prompt": (
+        seed_request(fg_prompt=["x" * 4001]),
+        "fg_prompt[0]",
+        "expected at most 4000 characters, got 4001",
+    ),
+    "a long scheduler": (seed_request(scheduler="x" * 50), "scheduler", "expected at most 40 characters, got 50"),
+    # masks
+    "base64 padding": (
+        seed_request(masks=["abc"]),
+        "masks[0]",
+        "expected an image in base64, got invalid base64: Incorrect padding",
+    ),
+    "base64 characters": (
+        seed_request(masks=["!!!!"]),
+        "masks[0]",
+        "expected an image in base64, got invalid base64: Only base64 data is allowed",
+    ),
+    "not ASCII": (
+        seed_request(masks=["\u00e4"]),
+        "masks[0]",
+        "expected an image in base64, got invalid base64: a character that is not ASCII",
+    ),
+    "empty mask": (seed_request(masks=[""]), "masks[0]", "expected an image in base64, got nothing"),
+    "empty data URL": (
+        seed_request(masks=["data:image/png;base64,"]),
+        "masks[0]",
+        "expected an image in base64, got nothing",
+    ),
+    "data URL without base64": (
+        seed_request(masks=["data:image/svg+xml,<svg/>"]),
+        "masks[0]",
+        "expected a data: URL with base64, got another encoding",
+    ),
+    "text as a mask": (
+        seed_request(masks=[_base64(b"hello, world")]),
+        "masks[0]",
+        "expected a PNG, JPEG, WEBP, GIF, BMP image, got 12 bytes of something else",
+    ),
+    "another format": (
+        seed_request(masks=[image_base64(Image.new("L", (64, 64)), "TIFF")]),
+        "masks[0]",
+        "expected a PNG, JPEG, WEBP, GIF, BMP image, got",
+    ),
+    "truncated": (seed_request(masks=[_base64(PNG[:-30])]), "masks[0]", "expected a whole PNG image, got a broken one"),
+    "huge by its header": (
+        seed_request(masks=[_base64(_png_header(8000, 8000))]),
+        "masks[0]",
+        "expected an image of at most 16777216 pixels, got 8000x8000",
+    ),
+    "a bomb by its header": (
+        seed_request(masks=[_base64(_png_header(60000, 60000))]),
+        "masks[0]",
+        "expected an image of at most 16777216 pixels, got far more",
+    ),
+    "suspicious by its header": (
+        seed_request(masks=[_base64(_png_header(10000, 10000))]),
+        "masks[0]",
+        "expected an image of at most 16777216 pixels, got",
+    ),
+    "animated GIF": (
+        seed_request(masks=[_animation("GIF")]),
+        "masks[0]",
+        "expected a still image, got an animated GIF",
+    ),
+    "animated WebP": (
+        seed_request(masks=[_animation("WEBP")]),
+        "masks[0]",
+        "expected a still image, got an animated WEBP",
+    ),
+    "animated PNG": (
+        seed_request(masks=[_animation("PNG")]),
+        "masks[0]",
+        "expected a still image, got an animated PNG",
+    ),
+    "the second mask": (
+        seed_request(fg_prompt=["a", "b"], fg_nprompt=[], masks=[mask_base64(), "?"]),
+        "masks[1]",
+        "expected an image in base64, got invalid base64: Only base64 data is allowed",
+    ),
+    # the body
+    "not JSON": (b"{bg_prompt: 1}", "body", "expected JSON, got an error at line 1 column 2"),
+    "empty body": (b"", "body", "expected JSON, got an error at line 1 column 1"),
+    "not an object": (b'["a"]', "body", "expected a JSON object, got a list of 1"),
+    "NaN": (_raw("width", "NaN"), "body", "expected finite numbers, got NaN"),
+    "Infinity": (_raw("width", "-Infinity"), "body", "expected finite numbers, got -Infinity"),
+    "100 000 brackets": (b"[" * 100_000, "body", "expected at most 16 nested lists and objects, got more"),
+    "100 000 objects": (b'{"a":' * 100_000, "body", "expected at most 16 nested lists and objects, got more"),
+    "very many lists": (b'{"a":[' + b"[]," * 20_000, "body", "expected at most 10000 lists and objects, got more"),
+    "invalid UTF-8": (b'{"bg_prompt": "\xff"}', "body", "expected UTF-8, got byte 0xff at position 15"),
+    "ten thousand digits": (_raw("width", "9" * 10_000), "body", "expected JSON, got Exceeds the limit"),
+    "a name twice": (b'{"width": 64, "width": 65}', "width", "expected once, got it more than once"),
+}
+
+
+@pytest.mark.parametrize(("body", "field", "message"), FIELDS.values(), ids=FIELDS.keys())
+def test_bad_input_is_a_400_that_names_field_expected_and_found(body: Any, field: str, message: str) -> None:
+    painter = FakePainter()
+
+    reply = post(body, painter=painter)
+
+    assert reply.status_code == 400
+    notes = [note for note in reply.json()["errors"] if note["field"] == field]
+    assert notes, reply.json()["errors"]
+    assert notes[0]["message"].startswith(message)
+    assert f"{field}: {message}"[:20] in reply.json()["message"]
+    assert len(reply.content) < 4000, "a reply never echoes what is large"
+    assert painter.requests == []
+
+
+@pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
+def test_a_body_above_the_limit_is_a_413(path: str) -> None:
+    reply = post(b"x" * 1001, path=path, max_body_bytes=1000)
+
+    assert reply.status_code == 413
+    assert reply.json()["message"] == "body: expected at most 1000 bytes, got 1001"
+
+
+def test_bad_input_to_the_stream_is_an_ordinary_400() -> None:
+    reply = post(seed_request(masks=["abc"]), path="/multsd/stream")
+
+    assert reply.status_code == 400
+    assert reply.json()["errors"][0]["field"] == "masks[0]"
+
+
+def test_every_fault_is_told_at_once() -> None:
+    reply = post(seed_request(width="x", height="y", seed=-1))
+
+    assert [note["field"] for note in reply.json()["errors"]] == ["width", "height"]
+    reply = post(seed_request(width=1, height=1, ddim_steps=0, masks=[]))
+    assert [note["field"] for note in reply.json()["errors"]] == ["masks", "width", "height", "ddim_steps"]
+
+
+def test_unknown_fields_are_errors_when_strict() -> None:
+    reply = post(seed_request(widht=512), path="/multsd?strict=1")
+
+    assert reply.status_code == 400
+    assert reply.json()["errors"] == [
+        {"field": "widht", "message": 'unknown field, not used; did you mean "width"?'},
+    ]

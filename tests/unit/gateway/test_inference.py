@@ -1,0 +1,240 @@
+"""The painter against a small gRPC server that speaks Triton's protocol, over a real connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from multsd_client.tensors import ModelRequest, Picture, Progress
+from multsd_gateway.errors import (
+    DeadlineExceededError,
+    GatewayError,
+    InvalidRequestError,
+    ModelFailedError,
+    ModelUnavailableError,
+)
+from multsd_gateway.inference import TritonPainter, error_of
+
+REQUEST = ModelRequest(prompts=("a", "b"), masks=np.ones((1, 2, 3), np.uint8), height=2, width=3, seed=2**64 - 1)
+
+
+def _response(tensors: dict[str, tuple[str, list[int], bytes]]) -> Any:
+    response = service_pb2.ModelInferResponse()
+    for name, (datatype, shape, raw) in tensors.items():
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
+        response.raw_output_contents.append(raw)
+    return service_pb2.ModelStreamInferResponse(infer_response=response)
+
+
+def _text(*values: str) -> bytes:
+    return b"".join(len(value.encode()).to_bytes(4, "little") + value.encode() for value in values)
+
+
+PROGRESS = _response({"progress_steps": ("INT32", [2], np.array([1, 2], np.int32).tobytes())})
+FINAL = _response(
+    {
+        "image": ("UINT8", [2, 3, 3], bytes(range(18))),
+        "warnings": ("BYTES", [1], _text(json.dumps({"field": "prompt[0]", "message": "cut"}))),
+        "report": ("BYTES", [1], _text('{"unet_rows": 3}')),
+    }
+)
+UNKNOWN_MODEL = service_pb2.ModelStreamInferResponse(
+    error_message="Request for unknown model: 'multidiffusion' is not found"
+)
+
+
+@dataclass
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers a stream with `responses`, then with `code` or by waiting for ever."""
+
+    responses: list[Any] = field(default_factory=lambda: [PROGRESS, FINAL])
+    code: grpc.StatusCode | None = None
+    hangs: bool = False
+    loaded: tuple[str, ...] = ()
+    requests: list[Any] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.metadata = dict(context.invocation_metadata())
+        async for request in requests:
+            self.requests.append(request)
+            break
+        for response in self.responses:
+            yield response
+        if self.code is not None:
+            await context.abort(self.code, "seed: expected a, got b")
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def ServerLive(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        if self.hangs:
+            await asyncio.sleep(3600)
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ModelReady(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=request.name in self.loaded)
+
+
+@asynccontextmanager
+async def _connected(triton: FakeTriton, *, silence_seconds: float = 4.0) -> AsyncIterator[TritonPainter]:
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    painter = TritonPainter(f"127.0.0.1:{port}", silence_seconds=silence_seconds)
+    try:
+        yield painter
+    finally:
+        await painter.close()
+        await server.stop(grace=0)
+
+
+async def _paint(painter: TritonPainter, told: list[Progress] | None = None) -> Picture:
+    async def on_progress(progress: Progress) -> None:
+        if told is not None:
+            told.append(progress)
+
+    return await painter.paint(REQUEST, request_id="job-7", on_progress=None if told is None else on_progress)
+
+
+def _with(triton: FakeTriton, use: Callable[[TritonPainter], Awaitable[Any]], **options: Any) -> Any:
+    async def scenario() -> Any:
+        async with _connected(triton, **options) as painter:
+            return await asyncio.wait_for(use(painter), timeout=10)
+
+    return asyncio.run(scenario())
+
+
+def test_a_picture_and_its_progress_come_through_and_the_stream_is_closed() -> None:
+    triton = FakeTriton()
+    told: list[Progress] = []
+
+    async def use(painter: TritonPainter) -> Picture:
+        picture = await _paint(painter, told)
+        await asyncio.wait_for(triton.cancelled.wait(), timeout=5)
+        return picture
+
+    picture = _with(triton, use)
+
+    assert picture.image.ravel().tolist() == list(range(18))
+    assert picture.image.shape == (2, 3, 3)
+    assert picture.warnings == ({"field": "prompt[0]", "message": "cut"},)
+    assert picture.report == {"unet_rows": 3}
+    assert told == [Progress(1, 2)]
+
+
+def test_the_request_carries_id_model_and_tensors() -> None:
+    triton = FakeTriton()
+    _with(triton, _paint)
+
+    [request] = triton.requests
+    assert (request.id, request.model_name) == ("job-7", "multidiffusion")
+    assert {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in request.inputs} == {
+        "prompt": ("BYTES", [2]),
+        "masks": ("UINT8", [1, 2, 3]),
+        "height": ("INT32", [1]),
+        "width": ("INT32", [1]),
+        "seed": ("UINT64", [1]),
+    }
+    assert triton.metadata["triton_grpc_error"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("INVALID_ARGUMENT", InvalidRequestError),
+        ("UNAVAILABLE", ModelUnavailableError),
+        ("NOT_FOUND", ModelUnavailableError),
+        ("RESOURCE_EXHAUSTED", ModelUnavailableError),
+        ("CANCELLED", DeadlineExceededError),
+        ("DEADLINE_EXCEEDED", DeadlineExceededError),
+        ("INTERNAL", ModelFailedError),
+        ("UNKNOWN", ModelFailedError),
+    ],
+)
+def test_a_status_of_the_stream_becomes_an_exception(code: str, kind: type[GatewayError]) -> None:
+    with pytest.raises(kind):
+        _with(FakeTriton(responses=[], code=grpc.StatusCode[code]), _paint)
+    assert type(error_of(code, "x")) is kind
+
+
+def test_a_failure_is_told_by_its_first_line_alone() -> None:
+    error = error_of("INTERNAL", "vae_decoder: out of memory\n\nAt:\n  /models/vae_decoder/1/model.py(9): execute\n")
+    assert str(error) == "vae_decoder: out of memory"
+    assert len(str(error_of("INTERNAL", "x" * 5000))) < 400
+
+
+def test_a_model_that_is_not_loaded_is_unavailable() -> None:
+    with pytest.raises(ModelUnavailableError, match="unknown model"):
+        _with(FakeTriton(responses=[UNKNOWN_MODEL]), _paint)
+
+
+def test_a_server_that_is_not_there_is_unavailable_at_once() -> None:
+    async def use() -> Picture:
+        painter = TritonPainter("127.0.0.1:1", silence_seconds=4)
+        try:
+            return await asyncio.wait_for(_paint(painter), timeout=5)
+        finally:
+            await painter.close()
+
+    with pytest.raises(ModelUnavailableError):
+        asyncio.run(use())
+
+
+def test_a_server_that_hangs_is_unavailable_after_its_silence() -> None:
+    triton = FakeTriton(responses=[PROGRESS], hangs=True)
+
+    with pytest.raises(ModelUnavailableError, match=r"no sign of life for 0\.2 s"):
+        _with(triton, _paint, silence_seconds=0.2)
+
+
+def test_a_slow_server_that_answers_pings_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multsd_gateway.inference._PING_SECONDS", 0.1)
+
+    async def use(painter: TritonPainter) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_paint(painter), timeout=2.0)
+
+    _with(FakeTriton(responses=[PROGRESS]), use, silence_seconds=1.5)
+
+
+def test_cancelling_the_call_cancels_the_stream() -> None:
+    triton = FakeTriton(responses=[PROGRESS])
+
+    async def use(painter: TritonPainter) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_paint(painter), timeout=0.3)
+        await asyncio.wait_for(triton.cancelled.wait(), timeout=5)
+
+    _with(triton, use)
+
+
+def test_missing_names_the_models_that_are_not_ready() -> None:
+    async def use(painter: TritonPainter) -> list[str]:
+        return await painter.missing(["unet", "vae_decoder"])
+
+    assert _with(FakeTriton(loaded=("unet",)), use) == ["vae_decoder"]
+
+
+def test_every_model_is_missing_without_a_server() -> None:
+    async def use() -> list[str]:
+        painter = TritonPainter("127.0.0.1:1", silence_seconds=4)
+        try:
+            return await painter.missing(["unet", "vae_decoder"])
+        finally:
+            await painter.close()
+
+    assert asyncio.run(use()) == ["unet", "vae_decoder"]

@@ -1,0 +1,30 @@
+"""Settings come from the environment, frozen, and bad ones are told."""
+
+import pydantic
+import pytest
+import typer
+
+from multsd_gateway.cli import load_settings
+from multsd_gateway.settings import Settings
+
+
+def test_the_gateway_listens_on_loopback_unless_told_otherwise() -> None:
+    assert (Settings().host, Settings().port) == ("127.0.0.1", 5000)
+
+
+def test_the_environment_sets_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTSD_PORT", "5001")
+    monkeypatch.setenv("MULTSD_MAX_STEPS", "60")
+
+    assert (load_settings({}).port, load_settings({"port": 5002}).port) == (5001, 5002)
+    assert load_settings({}).max_steps == 60
+
+
+def test_settings_cannot_change() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        setattr(Settings(), "port", 1)  # noqa: B010
+
+
+def test_a_bad_setting_is_named() -> None:
+    with pytest.raises(typer.BadParameter, match="port: "):
+        load_settings({"port": 0})
