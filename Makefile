@@ -1,0 +1,61 @@
+# Every verb makes the virtual environment itself when it is missing or older than its specification.
+PYTHON ?= python3
+CHECKPOINT ?= build/random_checkpoint
+PROFILE ?= cpu
+REPOSITORY := build/model_repository
+BIN := .venv/bin
+STAMP := .venv/.installed
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve export test test-unit test-integration lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## the virtual environment .venv with everything pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "setup: Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name one: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "setup: $(PYTHON) has no venv; install it with: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: export ## set up, export, start the stack, paint build/demo.jpg, stop
+	$(BIN)/multsd-stack demo --request client/examples/request.json --output build/demo.jpg
+
+serve: export ## Triton (8000-8002) and the gateway (5000) until Ctrl-C
+	$(BIN)/multsd-stack serve
+
+export: $(STAMP) $(CHECKPOINT) ## CHECKPOINT -> ONNX -> build/model_repository for PROFILE
+	@$(BIN)/multsd-export --checkpoint $(CHECKPOINT) --output $(REPOSITORY) --profile $(PROFILE)
+
+build/random_checkpoint: $(STAMP)
+	@mkdir -p build
+	PYTHONPATH=export $(BIN)/python -m demo_checkpoint.random_checkpoint $@.partial --seed 0
+	@rm -rf $@ && mv $@.partial $@
+
+test: test-unit test-integration ## all tests
+
+test-unit: $(STAMP) ## tests of every part by itself
+	$(BIN)/python -m pytest tests/unit -q
+
+test-integration: export ## tests of the whole stack on a real Triton
+	$(BIN)/python -m pytest tests/integration -q
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy client gateway export model_repository/multidiffusion/1
+	$(BIN)/mypy tests
+
+format: $(STAMP) ## let ruff put the sources in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: export ## where the time of a request goes
+	$(BIN)/python -m tests.benchmarks.bench
+
+clean: ## remove what was built, the virtual environment too
+	rm -rf build .venv

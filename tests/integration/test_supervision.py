@@ -1,0 +1,225 @@
+"""Processes that die: the local stack stops as a whole; a gateway that runs apart outlives its Triton."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from multsd_gateway.settings import Settings
+from multsd_gateway.stack.processes import Child, start_child
+from multsd_gateway.stack.settings import StackSettings
+from multsd_gateway.stack.triton import start_triton
+from multsd_gateway.stack.waiting import wait_until_ready
+from tests.integration.conftest import REPOSITORY, stack_settings
+from tests.integration.requests_and_pictures import request_body
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, as the kernel knows them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not collected yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def serve(logs: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """Start `multsd-stack serve` on ports of its own and wait until it says that it is ready."""
+    stack, gateway = stack_settings(logs)
+    environment = {
+        "MULTSD_PORT": str(gateway.port),
+        "MULTSD_TRITON_HTTP_PORT": str(stack.triton_http_port),
+        "MULTSD_TRITON_GRPC_PORT": str(stack.triton_grpc_port),
+        "MULTSD_TRITON_METRICS_PORT": str(stack.triton_metrics_port),
+        "MULTSD_REPOSITORY": str(REPOSITORY),
+        "MULTSD_BACKENDS": str(stack.backends),
+        "MULTSD_LOGS": str(logs),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multsd_gateway.stack.cli", "serve"],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("ready:"):
+            return process, environment
+    raise AssertionError(f"serve ended: {lines}")
+
+
+def child_named(process: subprocess.Popen[str], word: str) -> int:
+    """The child whose command line holds `word`."""
+    for pid in descendants(process.pid):
+        if word in Path(f"/proc/{pid}/cmdline").read_text():
+            return pid
+    raise AssertionError(word)
+
+
+@pytest.mark.parametrize(
+    ("victim", "status", "message"),
+    [
+        ("bin/tritonserver", 1, "triton was killed by SIGKILL"),
+        ("multsd_gateway", 1, "gateway was killed by SIGKILL"),
+        (None, 0, "stopped by SIGTERM"),
+    ],
+    ids=["triton dies", "gateway dies", "SIGTERM"],
+)
+def test_local_stack_stops_as_a_whole_and_leaves_no_process(
+    tmp_path: Path, victim: str | None, status: int, message: str
+) -> None:
+    process, _ = serve(tmp_path)
+    family = descendants(process.pid)
+    assert len(family) >= 6  # Triton with a stub for each Python model, and the gateway
+    if victim:
+        os.kill(child_named(process, victim), signal.SIGKILL)
+    else:
+        process.terminate()
+    _, stderr = process.communicate(timeout=90)
+    assert message in stderr
+    assert process.returncode == status
+    assert not [pid for pid in family if alive(pid)]
+
+
+def test_ports_in_use_are_named_with_their_setting(tmp_path: Path) -> None:
+    process, environment = serve(tmp_path)
+    try:
+        second = subprocess.run(
+            [sys.executable, "-m", "multsd_gateway.stack.cli", "serve"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        process.terminate()
+        process.communicate(timeout=90)
+    assert second.returncode == 1
+    assert f"port {environment['MULTSD_PORT']} cannot be used" in second.stderr
+    assert "MULTSD_PORT=PORT" in second.stderr
+
+
+@contextmanager
+def triton(settings: StackSettings, log: Path) -> Iterator[Child]:
+    child = start_triton(settings.repository, ports=settings.triton_ports, backends=settings.backends, log=log)
+    try:
+        wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=120)
+        yield child
+    finally:
+        child.stop(30)
+
+
+@contextmanager
+def gateway_apart(settings: StackSettings, gateway: Settings, log: Path) -> Iterator[httpx.Client]:
+    environment = {
+        **os.environ,
+        "MULTSD_PORT": str(gateway.port),
+        "MULTSD_TRITON_URL": f"127.0.0.1:{settings.triton_grpc_port}",
+    }
+    child = start_child("gateway", [sys.executable, "-m", "multsd_gateway", "run"], environment=environment, log=log)
+    try:
+        wait_until_ready(child, f"http://127.0.0.1:{gateway.port}/healthz", seconds=60)
+        with httpx.Client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=120) as client:
+            yield client
+    finally:
+        child.stop(20)
+
+
+def test_gateway_outlives_triton_and_serves_again(tmp_path: Path) -> None:
+    settings, gateway_settings = stack_settings(tmp_path)
+    with gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway:
+        assert gateway.get("/readyz").status_code == 503
+        assert gateway.post("/multsd", json=request_body()).status_code == 503
+
+        with triton(settings, tmp_path / "first.log") as first:
+            ready_again(gateway)
+            with (
+                ThreadPoolExecutor(1) as pool,
+                gateway.stream("POST", "/multsd/stream", json=request_body(ddim_steps=150)) as other,
+            ):
+                events = other.iter_lines()
+                next(line for line in events if '"step"' in line)
+                plain = pool.submit(gateway.post, "/multsd", json=request_body(ddim_steps=150))
+                next(line for line in events if '"step"' in line)
+                os.killpg(first.process.pid, signal.SIGKILL)
+                killed = time.monotonic()
+                response = plain.result()
+                assert time.monotonic() - killed < 5
+                assert response.status_code == 503, response.text
+                assert int(response.headers["Retry-After"]) > 0
+                assert any(line == "event: error" for line in events)
+            assert gateway.get("/readyz").status_code == 503
+
+        with triton(settings, tmp_path / "second.log"):
+            ready_again(gateway)
+            assert gateway.post("/multsd", json=request_body()).status_code == 200
+
+
+def ready_again(gateway: httpx.Client) -> None:
+    deadline = time.monotonic() + 20
+    while (response := gateway.get("/readyz")).status_code != 200:
+        assert time.monotonic() < deadline, response.text
+        time.sleep(0.1)
+
+
+FAULTY_MODEL = '''
+"""The network as it was, except that it fails on pictures 640 pixels wide."""
+import runner
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel(runner.TritonPythonModel):
+    def execute(self, requests):
+        return [self._one(request) for request in requests]
+
+    def _one(self, request):
+        if pb_utils.get_input_tensor_by_name(request, "latent_sample").shape()[-1] == 80:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("this size fails on purpose"))
+        return super().execute([request])[0]
+'''
+
+
+@pytest.fixture
+def faulty_repository(tmp_path: Path) -> Path:
+    """The suite's repository with a VAE decoder that fails on some pictures."""
+    repository = tmp_path / "repository"
+    shutil.copytree(REPOSITORY, repository)
+    version = repository / "vae_decoder" / "1"
+    (version / "model.py").rename(version / "runner.py")
+    (version / "model.py").write_text(FAULTY_MODEL)
+    return repository
+
+
+def test_network_that_fails_ends_only_the_requests_that_used_it(tmp_path: Path, faulty_repository: Path) -> None:
+    settings, gateway_settings = stack_settings(tmp_path, faulty_repository)
+    with (
+        triton(settings, tmp_path / "triton.log"),
+        gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        ready_again(gateway)
+        widths = (512, 640, 520)
+        replies = list(pool.map(lambda width: gateway.post("/multsd", json=request_body(width)), widths))
+        assert [reply.status_code for reply in replies] == [200, 500, 200]
+        assert replies[1].json()["message"] == "vae_decoder: this size fails on purpose"
+        assert gateway.post("/multsd", json=request_body()).status_code == 200

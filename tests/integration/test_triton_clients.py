@@ -1,0 +1,132 @@
+"""Triton's own clients, without the gateway; the README's lines are run as they stand there."""
+
+import queue
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from tests.integration.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def readme_block(containing: str) -> str:
+    """The README's Python block with `containing` in it."""
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in block]
+    assert len(blocks) == 1
+    return str(blocks[0])
+
+
+@pytest.mark.parametrize("module", ["tritonclient.http", "tritonclient.grpc"])
+def test_readme_lines_run(module: str, triton_http: str, triton_grpc: str) -> None:
+    lines = readme_block(module).replace("localhost:8000", triton_http).replace("localhost:8001", triton_grpc)
+    names: dict[str, Any] = {}
+    exec(compile(lines, "README.md", "exec"), names)  # noqa: S102 - the README's own text
+    assert names["image"].shape == (512, 512, 3)
+    assert names["image"].std() > 5
+
+
+def tensors(module: Any, **values: Any) -> list[Any]:
+    inputs = []
+    for name, value in values.items():
+        array = np.asarray(value)
+        tensor = module.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        inputs.append(tensor.set_data_from_numpy(array))
+    return inputs
+
+
+def request(module: Any, **changes: Any) -> list[Any]:
+    """Two regions of 4 steps; a change of None leaves the input out."""
+    mask = np.zeros((1, 512, 512), np.uint8)
+    mask[:, 128:384, 128:384] = 255
+    values = {
+        "prompt": np.array([b"green stripes background", b"a red circle"], dtype=object),
+        "masks": mask,
+        "height": np.array([512], np.int32),
+        "width": np.array([512], np.int32),
+        "num_inference_steps": np.array([4], np.int32),
+        "bootstrapping": np.array([2], np.int32),
+        "seed": np.array([3], np.uint64),
+    } | changes
+    return tensors(module, **{name: value for name, value in values.items() if value is not None})
+
+
+def stream(url: str, inputs: list[Any]) -> list[Any]:
+    """All responses of the decoupled model to one request; raises its error."""
+    answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
+    with grpcclient.InferenceServerClient(url) as client:
+        client.start_stream(
+            callback=lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"}
+        )
+        client.async_stream_infer("multidiffusion", inputs, enable_empty_final_response=True)
+        results = []
+        while True:
+            result, error = answers.get(timeout=60)
+            if error:
+                raise error
+            results.append(result)
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                return results
+
+
+def test_unary_and_decoupled_models_over_both_protocols_give_the_same_picture(
+    triton_http: str, triton_grpc: str
+) -> None:
+    with httpclient.InferenceServerClient(triton_http, network_timeout=60) as client:
+        over_http = client.infer("multidiffusion_unary", request(httpclient)).as_numpy("image")
+    with grpcclient.InferenceServerClient(triton_grpc) as client:
+        over_grpc = client.infer("multidiffusion_unary", request(grpcclient)).as_numpy("image")
+    (streamed,) = stream(triton_grpc, request(grpcclient))
+    np.testing.assert_array_equal(over_http, over_grpc)
+    np.testing.assert_array_equal(over_http, streamed.as_numpy("image"))
+
+
+def test_progress_is_told_when_asked_for(triton_grpc: str) -> None:
+    *steps, final = stream(triton_grpc, request(grpcclient, progress=np.array([True])))
+    assert [step.as_numpy("progress_steps").tolist() for step in steps] == [[1, 4], [2, 4], [3, 4], [4, 4]]
+    assert final.as_numpy("image").shape == (512, 512, 3)
+
+
+def test_latents_are_returned_when_asked_for(triton_grpc: str) -> None:
+    (final,) = stream(triton_grpc, request(grpcclient, return_latents=np.array([True])))
+    assert final.as_numpy("latents").shape == (4, 64, 64)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"height": np.array([50], np.int32)}, r"height: expected 64 to \d+, found 50"),
+    ({"width": np.array([-1], np.int32)}, "width: expected 64"),
+    ({"height": np.array([2**31 - 1], np.int32)}, "height: expected 64"),
+    ({"masks": np.zeros((2, 512, 512), np.uint8)}, r"masks: expected shape \(1, 512, 512\)"),
+    ({"masks": None}, r"masks: expected shape \(1, 512, 512\).*found none"),
+    ({"prompt": np.array([], dtype=object)}, "prompt: expected 1 to"),
+    ({"prompt": np.array([b"\xff", b"x"], dtype=object)}, r"prompt\[0\]: expected UTF-8"),
+    ({"prompt": np.array([b"x" * 1_000_000, b"x"], dtype=object)}, r"prompt\[0\]: expected at most"),
+    ({"negative_prompt": np.array([b"x"] * 3, dtype=object)}, "negative_prompt: expected 2"),
+    ({"num_inference_steps": np.array([0], np.int32)}, "num_inference_steps: expected 1"),
+    ({"bootstrapping": np.array([-1], np.int32)}, "bootstrapping: expected 0"),
+    ({"guidance_scale": np.array([np.nan], np.float32)}, "guidance_scale: expected 0"),
+    ({"scheduler": np.array([b"plms"], dtype=object)}, "scheduler: expected one of"),
+    ({"view_stride": np.array([65], np.int32)}, "view_stride: expected 1 to 64"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[f"{next(iter(c))}-{i}" for i, (c, _) in enumerate(BAD)])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_bad_tensors_are_invalid_arguments_that_name_the_field(
+    change: dict[str, Any], message: str, protocol: str, triton_http: str, triton_grpc: str
+) -> None:
+    call: Callable[[], Any]
+    with httpclient.InferenceServerClient(triton_http, network_timeout=60) as client:
+        if protocol == "http":
+            call = lambda: client.infer("multidiffusion_unary", request(httpclient, **change))  # noqa: E731
+        else:
+            call = lambda: stream(triton_grpc, request(grpcclient, **change))  # noqa: E731
+        with pytest.raises(InferenceServerException, match=message) as raised:
+            call()
+    assert raised.value.status() == ("400" if protocol == "http" else "StatusCode.INVALID_ARGUMENT")
