@@ -1,0 +1,227 @@
+"""The structure of the checkpoint: which networks it has, how large they are, and how they are stored.
+
+Dimensions: B rows, L = 77 tokens, D = 64 embedding, (h, w) latent cells; a picture is (8h, 8w) pixels.
+The layout is that of a Stable Diffusion checkpoint, so `StableDiffusionPipeline.from_pretrained` loads it.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, __version__
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from demo_checkpoint import language
+
+START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+START_ID, END_ID, UNKNOWN_ID = 0, 1, 2  # CLIPTextModel pools at the first END_ID, unless that is 2: keep it off 2
+MODEL_MAX_LENGTH = 77  # Stable Diffusion's, so that nothing else has to know that this text encoder is small
+WINDOW = 64  # latent cells: the one size the UNet is run at
+LATENT_CHANNELS = 4
+VAE_SCALE_FACTOR = 8
+EMBEDDING = 64  # a vocabulary of about thirty words needs no more
+
+COMPONENTS = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The trained parts of the checkpoint."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+
+
+def build_networks(seed: int) -> Networks:
+    """All networks with random weights; the same seed gives the same weights, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Networks(unet=build_unet(), vae=build_vae(), text_encoder=build_text_encoder())
+
+
+def build_unet() -> UNet2DConditionModel:
+    """The noise predictor: (B, 4, h, w), timestep (B,), (B, L, D) -> v (B, 4, h, w); h and w multiples of 8.
+
+    Four levels, because an object may fill the picture and must come out in one piece: the lowest level sees 64x64
+    cells as 8x8. The upper two are narrow and without attention, because there a channel costs 64 or 16 times as much.
+    """
+    return UNet2DConditionModel(
+        sample_size=WINDOW,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=EMBEDDING,
+        attention_head_dim=4,  # the number of heads, under the name diffusers keeps for old checkpoints
+        norm_num_groups=4,  # few groups: a group of few channels normalises a flat colour away
+        addition_embed_type="text",  # pooled text joins the time embedding: colours follow the prompt
+        addition_embed_type_num_heads=4,
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    """The autoencoder between pixels (B, 3, 8h, 8w) in [-1, 1] and latents (B, 4, h, w)."""
+    vae = AutoencoderKL(
+        sample_size=WINDOW * VAE_SCALE_FACTOR,
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=(16, 32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=1,  # see hold_statistics
+        mid_block_add_attention=False,  # any size at a cost linear in its pixels
+        scaling_factor=1.0,  # replaced by the trainer, which measures the latents
+        force_upcast=False,
+    )
+    hold_statistics(vae)
+    return vae
+
+
+@torch.no_grad()
+def hold_statistics(network: nn.Module, constant: float = 16.0) -> None:
+    """Initialise a network of residual blocks with one normalisation group so that normalising keeps colours.
+
+    Group normalisation divides by the spread of the whole input, so a flat colour is lost and an object's colour
+    depends on how large the object is. Here the first two channels of every feature map start as +constant and
+    -constant everywhere: they make up nearly all of the mean and the spread, which no longer depend on the picture.
+    The scale of each normalisation undoes the division. Training is free to change all of it, and does not.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # signals keep their size: nothing else will bring them back to it
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            for conv in (module.conv1, module.conv_shortcut):
+                if conv is not None:
+                    _make_constant(conv, constant)
+            _make_constant(module.conv2, 0.0)
+        elif isinstance(module, Downsample2D | Upsample2D):
+            _make_constant(cast(nn.Conv2d, module.conv), constant)
+        elif isinstance(module, nn.GroupNorm):
+            module.weight.fill_(constant * math.sqrt(2 / module.num_channels))
+        elif hasattr(module, "conv_in"):
+            _make_constant(cast(nn.Conv2d, module.conv_in), constant)
+
+
+def _make_constant(conv: nn.Conv2d, constant: float) -> None:
+    """Let the first two output channels be +constant and -constant, whatever the input."""
+    conv.weight[:2] = 0
+    cast(torch.Tensor, conv.bias)[:2] = torch.tensor([constant, -constant])
+
+
+def build_text_encoder() -> CLIPTextModel:
+    """The text encoder: input_ids (B, L) -> last_hidden_state (B, L, D)."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary()),
+            hidden_size=EMBEDDING,
+            intermediate_size=4 * EMBEDDING,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MODEL_MAX_LENGTH,
+            projection_dim=EMBEDDING,
+            bos_token_id=START_ID,
+            eos_token_id=END_ID,
+            pad_token_id=END_ID,
+        )
+    )
+
+
+def vocabulary() -> dict[str, int]:
+    """Token ids: the three special tokens, then the words of the language."""
+    return {token: i for i, token in enumerate([START, END, UNKNOWN, *language.words()])}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, in lower case; an unknown word is one UNKNOWN, punctuation is dropped.
+
+    Not of the class CLIPTokenizer: that one rebuilds a byte-pair model on loading, in which an unknown word becomes
+    one unknown token a letter. Calls, ids, padding and file names are the same.
+    """
+    tokenizer = Tokenizer(WordLevel(vocabulary(), unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}]+"), behavior="removed", invert=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, START_ID), (END, END_ID)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=MODEL_MAX_LENGTH,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule; v-prediction, because epsilon hardly weighs the steps that decide colours."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        thresholding=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def save_checkpoint(folder: Path, networks: Networks, *, half: bool = False) -> None:
+    """Write the checkpoint in diffusers layout, safetensors only; half stores UNet and VAE in float16.
+
+    The text encoder stays in float32 (0.4 MB): transformers loads a file in the file's own precision, diffusers in
+    float32, and a pipeline that is loaded without naming a precision must not end up with both.
+    """
+    dtype = torch.float16 if half else torch.float32
+    for name in ("unet", "vae"):
+        network = getattr(networks, name)
+        stored = type(network).from_config(network.config)
+        weights = {key: weight.to(dtype) for key, weight in network.state_dict().items()}
+        stored.load_state_dict(weights, assign=True)
+        stored.save_pretrained(folder / name, safe_serialization=True)
+    networks.text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+    build_tokenizer().save_pretrained(folder / "tokenizer")
+    build_scheduler().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n")
+
+
+def load_networks(folder: Path) -> Networks:
+    """Read the networks of a checkpoint in float32, from files alone."""
+    options = {"local_files_only": True, "use_safetensors": True}
+    return Networks(
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **options),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **options),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **options),
+    )
+
+
+def _model_index() -> dict[str, object]:
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": __version__,
+        "requires_safety_checker": False,
+        **absent,
+        **{name: list(source) for name, source in COMPONENTS.items()},
+    }

@@ -1,0 +1,233 @@
+"""Synthetic pictures with captions: the training data, drawn by code.
+
+A picture is (side, side, 3) uint8; lengths here are fractions of the picture's side, so 1/8 is 64 px of 512.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from demo_checkpoint.language import COLOURS, PLAIN, SHAPES, TEXTURES, Ground, Thing, caption
+
+Pixels = npt.NDArray[np.uint8]
+Coverage = npt.NDArray[np.float32]  # (side, side), the share of each pixel that is covered
+Colour = tuple[int, int, int]
+
+SIDE = 512
+SMALLEST, LARGEST = 0.12, 0.94  # an object's diameter: a small mask of 64 px up to nearly the whole picture
+TILT = math.radians(12)  # a larger tilt would make a square a diamond, a name the language lacks
+STRETCH = 1.25  # masks are seldom square: width and height may differ by this factor
+DARKER = 0.6  # the second tone of a texture keeps the hue
+TONE_OF_BLACK = (85, 85, 85)
+COLOUR_JITTER = 6.0  # standard deviation in 1/255: a colour is a small region, not a point
+MIN_CONTRAST = 110.0  # Euclidean, in 1/255: an object is told from its ground
+_OVERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an object is: centre (x, y), half its width and height, tilt in radians."""
+
+    centre: tuple[float, float]
+    radii: tuple[float, float]
+    tilt: float = 0.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture, its caption, and whether turning it leaves the caption true."""
+
+    pixels: Pixels
+    caption: str
+    turnable: bool  # hearts and triangles stand upright; mirroring left to right is always allowed
+
+
+def outline(shape: str) -> npt.NDArray[np.float64]:
+    """The shape's corners (N, 2) as (x, y), y downwards, filling [-1, 1] in both directions."""
+    points = _OUTLINES[shape]
+    low, high = points.min(axis=0), points.max(axis=0)
+    corners: npt.NDArray[np.float64] = 2 * (points - low) / (high - low) - 1
+    return corners
+
+
+def shape_coverage(shape: str, placement: Placement, side: int = SIDE) -> Coverage:
+    """The anti-aliased coverage (side, side) of a shape in a picture."""
+    cos, sin = math.cos(placement.tilt), math.sin(placement.tilt)
+    corners = outline(shape) * placement.radii @ np.array([[cos, sin], [-sin, cos]]) + placement.centre
+    fine = side * _OVERSAMPLING
+    canvas = Image.new("L", (fine, fine))
+    ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in corners * fine], fill=255)
+    return np.asarray(canvas.reduce(_OVERSAMPLING), np.float32) / 255
+
+
+def texture_coverage(texture: str, period: float, angle: float, phase: tuple[float, float], side: int) -> Coverage:
+    """The coverage (side, side) of a texture's second tone; period in fractions of the side, angle in radians."""
+    y, x = (np.mgrid[:side, :side] + 0.5) / side
+    u = (x * math.cos(angle) + y * math.sin(angle)) / period + phase[0]
+    v = (y * math.cos(angle) - x * math.sin(angle)) / period + phase[1]
+    # One cosine a direction; the level set at zero is the edge, softened over a pixel.
+    waves_u, waves_v = np.cos(2 * math.pi * u), np.cos(2 * math.pi * v)
+    field = {"stripes": waves_u, "dots": (waves_u + waves_v) / 2 - 0.35, "checks": waves_u * waves_v}[texture]
+    softness = 2 * math.pi / (period * side)
+    tones: npt.NDArray[np.float32] = np.clip(field / softness + 0.5, 0, 1).astype(np.float32)
+    return tones
+
+
+def draw(ground: npt.NDArray[np.float32], objects: list[tuple[Coverage, Colour]]) -> Pixels:
+    """Lay objects over a ground (side, side, 3), the last on top."""
+    pixels = ground
+    for coverage, colour in objects:
+        pixels = pixels + coverage[..., None] * (np.array(colour, np.float32) - pixels)
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def flat_ground(colour: Colour, side: int = SIDE) -> npt.NDArray[np.float32]:
+    """A ground (side, side, 3) of one colour."""
+    return np.broadcast_to(np.array(colour, np.float32), (side, side, 3))
+
+
+def random_picture(rng: np.random.Generator, side: int = SIDE) -> Picture:
+    """A picture of the training distribution."""
+    count = int(rng.choice([0, 1, 2], p=[0.15, 0.7, 0.15]))
+    ground, ground_pixels, avoid = _random_ground(rng, named=count == 0 or rng.random() < 0.35, side=side)
+    things = _random_things(rng, count, avoid)
+    placements = random_placements(rng, count)
+    objects = [
+        (shape_coverage(thing.shape, place, side), jittered(COLOURS[thing.colour], rng))
+        for thing, place in zip(things, placements, strict=True)
+    ]
+    return Picture(draw(ground_pixels, objects), caption(things, ground), _turnable(things))
+
+
+def random_placements(rng: np.random.Generator, count: int) -> list[Placement]:
+    """Places for up to two objects: anywhere, of any size, now and then cropped by the picture's edge."""
+    if count == 0:
+        return []
+    if count == 1:
+        return [_random_placement(rng, (0.0, 1.0), (0.0, 1.0))]
+    cut = rng.uniform(0.35, 0.65)
+    halves = [((0.0, cut), (0.0, 1.0)), ((cut, 1.0), (0.0, 1.0))]
+    if rng.random() < 0.5:  # one above the other
+        halves = [(y, x) for x, y in halves]
+    rng.shuffle(halves)
+    return [_random_placement(rng, x, y, may_crop=False) for x, y in halves]
+
+
+def jittered(colour: Colour, rng: np.random.Generator) -> Colour:
+    """A colour near the given one."""
+    r, g, b = np.rint(np.array(colour) + rng.normal(0, COLOUR_JITTER, 3)).clip(0, 255).astype(int).tolist()
+    return r, g, b
+
+
+def second_tone(colour: Colour) -> Colour:
+    """The other tone of a texture in this colour: darker, or lighter for what is nearly black."""
+    if max(colour) < 60:
+        return TONE_OF_BLACK
+    r, g, b = (round(DARKER * channel) for channel in colour)
+    return r, g, b
+
+
+def _random_placement(
+    rng: np.random.Generator, x: tuple[float, float], y: tuple[float, float], *, may_crop: bool = True
+) -> Placement:
+    """A place inside the box x by y."""
+    room = min(x[1] - x[0], y[1] - y[0])
+    largest = max(LARGEST * room, SMALLEST)
+    # Between uniform in size and uniform in its logarithm: small objects matter, but large ones show the shape.
+    diameter = SMALLEST * (largest / SMALLEST) ** (rng.random() ** 0.7)
+    stretch = STRETCH ** rng.uniform(-0.5, 0.5) if rng.random() < 0.5 else 1.0
+    radii = (diameter / 2 * stretch, diameter / 2 / stretch)
+    margin = 0.3 if may_crop and rng.random() < 0.1 else 1.0  # the share of the radius that stays inside
+    centre = tuple(
+        _between(rng, low + margin * r, high - margin * r) for (low, high), r in zip((x, y), radii, strict=True)
+    )
+    return Placement((centre[0], centre[1]), radii, rng.uniform(-TILT, TILT) if rng.random() < 0.5 else 0.0)
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(rng.uniform(low, high)) if low < high else (low + high) / 2
+
+
+def _random_ground(
+    rng: np.random.Generator, *, named: bool, side: int
+) -> tuple[Ground | None, npt.NDArray[np.float32], list[Colour]]:
+    """A ground, its pixels, and its colours; a ground without a name is mostly one flat colour of any kind."""
+    if not named and rng.random() < 0.6:
+        r, g, b = rng.integers(0, 256, 3).tolist()
+        return None, flat_ground((r, g, b), side), [(r, g, b)]
+    texture = PLAIN if rng.random() < 0.5 else str(rng.choice(TEXTURES))
+    ground = Ground(str(rng.choice(list(COLOURS))), texture)
+    colour = jittered(COLOURS[ground.colour], rng)
+    pixels = flat_ground(colour, side)
+    avoid = [colour]
+    if texture != PLAIN:
+        avoid.append(second_tone(colour))
+        pixels = draw(pixels, [(_random_texture(rng, texture, side), avoid[-1])]).astype(np.float32)
+    return (ground if named else None), pixels, avoid
+
+
+def _random_texture(rng: np.random.Generator, texture: str, side: int) -> Coverage:
+    # 10 to 20 latent cells: an even tone is several cells wide; checks alternate twice as often as their period says.
+    period = rng.uniform(0.16, 0.32) * (1.4 if texture == "checks" else 1.0)
+    angle = rng.choice([0, 0.25, 0.5, 0.75]) * math.pi if texture == "stripes" else 0.0
+    return texture_coverage(texture, period, float(angle), (rng.random(), rng.random()), side)
+
+
+def _random_things(rng: np.random.Generator, count: int, avoid: list[Colour]) -> tuple[Thing, ...]:
+    """Objects whose colours stand out from the ground's, and from each other by name."""
+    visible = [
+        name for name, colour in COLOURS.items() if all(_distance(colour, other) > MIN_CONTRAST for other in avoid)
+    ]
+    colours = rng.choice(visible, count, replace=False)
+    return tuple(Thing(str(colour), str(rng.choice(SHAPES))) for colour in colours)
+
+
+def _distance(a: Colour, b: Colour) -> float:
+    return math.dist(a, b)
+
+
+def _turnable(things: tuple[Thing, ...]) -> bool:
+    return all(thing.shape in ("circle", "square", "cross") for thing in things)
+
+
+def _round_outline() -> npt.NDArray[np.float64]:
+    angles = np.linspace(0, 2 * math.pi, 96, endpoint=False)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _star_outline() -> npt.NDArray[np.float64]:
+    angles = -math.pi / 2 + np.arange(10) * math.pi / 5
+    radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _heart_outline() -> npt.NDArray[np.float64]:
+    t = np.linspace(0, 2 * math.pi, 96, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x, -y], axis=1)
+
+
+def _cross_outline() -> npt.NDArray[np.float64]:
+    arm = 0.36  # half an arm's width
+    quarter = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
+    corners = [(x, y) for sx, sy in ((1, 1), (1, -1), (-1, -1), (-1, 1)) for x, y in _mirrored(quarter, sx, sy)]
+    return np.array(corners)
+
+
+def _mirrored(corners: list[tuple[float, float]], sx: int, sy: int) -> list[tuple[float, float]]:
+    turned = [(sx * x, sy * y) for x, y in corners]
+    return turned if sx == sy else turned[::-1]  # a mirrored quarter runs the other way round
+
+
+_OUTLINES: dict[str, npt.NDArray[np.float64]] = {
+    "circle": _round_outline(),
+    "square": np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),
+    "triangle": np.array([(0.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),
+    "star": _star_outline(),
+    "heart": _heart_outline(),
+    "cross": _cross_outline(),
+}

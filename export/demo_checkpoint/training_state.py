@@ -1,0 +1,79 @@
+"""What a training run keeps on disk, so that it can be stopped at any step and go on as if it had not been."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Linear warm-up, the peak until step hold, then a cosine down to final."""
+
+    peak: float
+    final: float
+    warmup: int
+    hold: int
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        progress = max(0, step - self.hold) / max(1, self.steps - self.hold)
+        return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class TrainingState:
+    """A network, the moving average of its weights, its optimizer, and how many steps they have seen."""
+
+    def __init__(self, network: nn.Module, *, ema_decay: float, weight_decay: float = 0.0) -> None:
+        self.network = network
+        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay, betas=(0.9, 0.99))
+        self.ema_decay = ema_decay
+        self.ema = {name: weight.detach().clone() for name, weight in network.state_dict().items()}
+        self.step = 0
+
+    def advance(self, loss: Callable[[], torch.Tensor], learning_rate: float) -> float:
+        """One optimizer step on a loss, gradients clipped to norm 1; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._average()
+        return float(value.detach())
+
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
+        """The moving average, in the layout of the network's state_dict."""
+        return self.ema
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, which is replaced only once it is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        content = {"network": self.network.state_dict(), "ema": self.ema, "optimizer": self.optimizer.state_dict()}
+        torch.save({**content, "step": self.step}, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        content = torch.load(path, weights_only=True)
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.ema = content["ema"]
+        self.step = content["step"]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # A young average forgets faster, or it would remember the random start.
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, weight in self.network.state_dict().items():
+            if weight.is_floating_point():
+                self.ema[name].lerp_(weight, 1 - decay)
