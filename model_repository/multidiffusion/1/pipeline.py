@@ -200,9 +200,6 @@ def job_warnings(job: Job) -> list[tuple[str, str]]:
         message = f"overlaps masks[{first}] in {pixels} pixels; there the two are averaged"
         warnings.append((f"masks[{second}]", message))
     if parameters.regions > 1 and parameters.bootstrapping >= parameters.num_inference_steps:
-        message = (
-            f"{parameters.bootstrapping} is not below num_inference_steps ({parameters.num_inference_steps}): "
-            "regions are never harmonised"
-        )
+        message = f"all {parameters.num_inference_steps} steps are bootstrapped: regions are never harmonised"
         warnings.append(("bootstrapping", message))
     return warnings
