@@ -7,7 +7,7 @@ from typing import Any
 
 from multsd_export.artefacts import Artefact, network_artefact, palette_artefact
 from multsd_export.checkpoint import Checkpoint
-from multsd_export.compose import ORCHESTRATOR, Parts, compose, read_contracts
+from multsd_export.compose import ORCHESTRATOR, VAE_TILE, Parts, compose, read_contracts
 from multsd_export.digests import folder_digests
 from multsd_export.folders import replacing_folder
 from multsd_export.manifest import FORMAT, MANIFEST_FILE, write_json
@@ -68,7 +68,7 @@ def manifest(parts: Parts, unet_max_batch_size: int, target: Path, inputs: Mappi
             "vae_scale_factor": checkpoint.vae_scale_factor,
             "max_length": checkpoint.max_length,
             "unet_max_batch_size": unet_max_batch_size,
-            "vae_tile": None,
+            "vae_tile": VAE_TILE,
         },
         "parity": {"limit": RELATIVE_LIMIT, "networks": _facts(parts.networks)},
         "inputs": dict(inputs),

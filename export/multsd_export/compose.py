@@ -21,6 +21,7 @@ CONFIG_FILE = "config.pbtxt"
 VERSION = "1"  # Triton's version folder
 ORCHESTRATOR = "multidiffusion"
 CHECKPOINT_FOLDER = "checkpoint"
+VAE_TILE = 128  # latent cells, 1024 pixels: the longest side decoded at once, for the VAE's memory grows with it
 
 
 @dataclass(frozen=True)
@@ -104,5 +105,5 @@ def checkpoint_settings(
         "pad_token_id": pad_token_id,
         "embedding_dim": checkpoint.embedding_dim,
         "unet_max_batch_size": unet_max_batch_size,
-        "vae_tile": None,
+        "vae_tile": VAE_TILE,
     }

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +16,7 @@ from multsd_client.tensors import Progress
 from multsd_gateway import documentation
 from multsd_gateway.body import read_body
 from multsd_gateway.connection import EventSender, EventStream, while_connected
-from multsd_gateway.errors import ClientGoneError, GatewayError
+from multsd_gateway.errors import ClientGoneError, GatewayError, ModelUnavailableError
 from multsd_gateway.inference import Painter, TritonPainter
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.middleware import RequestIds
@@ -25,6 +26,7 @@ from multsd_gateway.service import Order, Service
 from multsd_gateway.settings import Settings
 
 READY_SECONDS = 2.0
+METRICS_SECONDS = 2.0
 
 
 class Gateway:
@@ -82,6 +84,15 @@ class Gateway:
             return JSONResponse(body, status_code=503)
         return JSONResponse({"ready": True, "models": list(models)})
 
+    async def metrics(self) -> Response:
+        """Triton's metrics, as they are."""
+        try:
+            async with httpx.AsyncClient(timeout=METRICS_SECONDS) as client:
+                answer = await client.get(self._settings.triton_metrics_url)
+        except httpx.HTTPError as error:
+            raise ModelUnavailableError(f"no metrics from Triton: {type(error).__name__}") from error
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+
     async def _body(self, request: Request) -> bytes:
         try:
             return await read_body(
@@ -113,6 +124,7 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
     app.add_api_route("/multsd", gateway.multsd, methods=["POST"], **documentation.MULTSD)
     app.add_api_route("/multsd/stream", gateway.stream, methods=["POST"], **documentation.STREAM)
     app.add_api_route("/healthz", gateway.healthz, methods=["GET"], **documentation.HEALTHZ)
+    app.add_api_route("/metrics", gateway.metrics, methods=["GET"], **documentation.METRICS)
     app.add_api_route("/readyz", gateway.readyz, methods=["GET"], **documentation.READYZ)
     return app
 

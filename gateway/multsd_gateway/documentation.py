@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, Field
+from starlette.responses import PlainTextResponse
 
 from multsd_gateway.schema import MultsdRequest
 
@@ -143,4 +144,10 @@ READYZ: dict[str, Any] = {
         200: {"model": ReadyReply, "description": "Triton and every model are ready."},
         503: {"model": NotReadyReply, "description": "Something is missing."},
     },
+}
+
+METRICS: dict[str, Any] = {
+    "summary": "Metrics for Prometheus: Triton's, with the UNet rows and the embedding cache's hits among them",
+    "response_class": PlainTextResponse,
+    "responses": {503: {"model": ErrorReply, "description": "Triton is away."}},
 }

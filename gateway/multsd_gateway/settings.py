@@ -18,6 +18,9 @@ class Settings(BaseSettings):
     )
 
     triton_url: str = Field(default="127.0.0.1:8001", description="host:port of Triton's gRPC endpoint.")
+    triton_metrics_url: str = Field(
+        "http://127.0.0.1:8002/metrics", description="Triton's metrics, which /metrics passes on."
+    )
     triton_silence_seconds: float = Field(
         default=4.0, gt=0, description="Requests in flight fail after Triton has given no sign of life for this long."
     )

@@ -96,6 +96,7 @@ def _running_gateway(settings: StackSettings, gateway: Settings, triton: Child, 
         "MULTSD_HOST": gateway.host,
         "MULTSD_PORT": str(gateway.port),
         "MULTSD_TRITON_URL": f"{LOOPBACK}:{settings.triton_grpc_port}",
+        "MULTSD_TRITON_METRICS_URL": f"http://{LOOPBACK}:{settings.triton_metrics_port}/metrics",
     }
     command = [sys.executable, "-m", "multsd_gateway", "run"]
     child = start_child("gateway", command, environment=environment, log=settings.logs / "gateway.log")

@@ -3,6 +3,7 @@
 What the wheel needs is told in the functions; all of it was found by trying.
 """
 
+import filecmp
 import importlib.util
 import os
 import shutil
@@ -48,8 +49,11 @@ def find_wheel() -> TritonWheel:
     root = package / "tritonserver"
     stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     if not stub.is_file():
-        have = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
-        raise PrerequisiteError(f"the Triton wheel has no Python backend for Python {PYTHON}; it serves {have}")
+        have = sorted(path.name for path in root.glob("python_backend_stubs/*"))
+        raise PrerequisiteError(
+            f"the Triton wheel has no Python backend for Python {PYTHON}; it serves {', '.join(have) or 'none'}: "
+            "choose one with `make setup PYTHON=python3.11`"
+        )
     return TritonWheel(
         server=root / "bin" / "tritonserver",
         backend=root / "backends" / "python",
@@ -72,7 +76,8 @@ def check_shared_python(libraries: str) -> None:
 def assemble_backends(wheel: TritonWheel, folder: Path) -> Path:
     """A backend directory with the Python backend and the stub of the running Python beside it."""
     python = folder / "python"
-    if not (python / wheel.stub.name).exists():
+    stub = python / wheel.stub.name
+    if not (stub.exists() and filecmp.cmp(stub, wheel.stub)):
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
         shutil.copytree(wheel.backend, partial / "python", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(wheel.stub, partial / "python")

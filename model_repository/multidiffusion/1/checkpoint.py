@@ -27,6 +27,7 @@ class Checkpoint:
     vae_scale_factor: int  # pixels per latent cell and side
     scaling_factor: float  # of latents against the VAE's own
     unet_max_batch_size: int
+    vae_tile: int  # latent cells; a canvas with a longer side is decoded in tiles
     scheduler_config: dict[str, Any]
     tokenizer: PromptTokenizer
     palette: Tensor  # (P, latent_channels, window, window) encoded constant colours, scaled
@@ -49,6 +50,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         vae_scale_factor=settings["vae_scale_factor"],
         scaling_factor=settings["scaling_factor"],
         unet_max_batch_size=settings["unet_max_batch_size"],
+        vae_tile=settings["vae_tile"],
         scheduler_config=json.loads((folder / "scheduler_config.json").read_text()),
         tokenizer=tokenizer,
         palette=load_file(folder / "palette.safetensors")["latents"],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from admission import Admission
 from checkpoint import load_checkpoint
+from embedding_cache import EmbeddingCache
 from errors import CancelledRequestError, InvalidRequestError, NetworkError, OverloadedError
 from parameters import Limits, Parameters, parse_parameters
 from pipeline import Picture, paint
@@ -29,6 +30,13 @@ CODES = {
     CancelledRequestError: "CANCELLED",
 }
 
+COUNTERS = {
+    "multsd_unet_rows_total": "UNet rows evaluated for pictures that were finished",
+    "multsd_unet_rows_reference_total": "UNet rows that the published method takes for the same pictures",
+    "multsd_embedding_cache_hits_total": "Texts whose embedding was cached",
+    "multsd_embedding_cache_misses_total": "Texts that had to be encoded",
+}
+
 
 class TritonPythonModel:
     """One process paints for all requests; each is a task of its own on the backend's event loop."""
@@ -39,6 +47,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"] / "checkpoint"
         self.checkpoint = load_checkpoint(folder)
         self.limits = Limits(*(int(config["parameters"][name]["string_value"]) for name in Limits._fields))
+        self.embeddings = EmbeddingCache(int(config["parameters"]["embedding_cache_bytes"]["string_value"]))
+        self.families = {name: make_family(name, description) for name, description in COUNTERS.items()}
+        self.counters = {name: family.Metric(labels={}) for name, family in self.families.items()}
         self.admission = Admission(running=self.limits.max_running, waiting=self.limits.max_waiting)
         self.fields = [tensor["name"] for tensor in config["input"]]
         torch.set_num_threads(1)  # the arithmetic here is small; the cores belong to the networks
@@ -71,21 +82,33 @@ class TritonPythonModel:
             if parameters.progress and step:
                 sender.send(progress_response(step, parameters.num_inference_steps))
 
-        networks = BlsNetworks(request.request_id())
+        networks = BlsNetworks(request.request_id(), self.embeddings)
         picture = await paint(parameters, checkpoint=self.checkpoint, networks=networks, before_step=before_step)
+        self._count(picture)
         return picture_response(picture, parameters)
+
+    def _count(self, picture: Picture) -> None:
+        """Rows of finished pictures, so that the two counters compare; the cache's own counts."""
+        self.counters["multsd_unet_rows_total"].increment(picture.report["unet_rows"])
+        self.counters["multsd_unet_rows_reference_total"].increment(picture.report["unet_rows_reference"])
+        for name, count in (("hits", self.embeddings.hits), ("misses", self.embeddings.misses)):
+            counter = self.counters[f"multsd_embedding_cache_{name}_total"]
+            counter.increment(count - counter.value())
 
 
 class BlsNetworks:
     """The networks as Triton models; calls carry the request's id into the server's log."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, embeddings: EmbeddingCache) -> None:
         self._request_id = request_id
+        self._embeddings = embeddings
 
     async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
-        """One call per text: Triton's batcher joins them, also with other requests'."""
-        calls = (self._call("text_encoder", "last_hidden_state", input_ids=ids[None]) for ids in input_ids)
-        return torch.cat(await asyncio.gather(*calls))
+        """One call per text that is not cached: Triton's batcher joins them, also with other requests'."""
+        return await self._embeddings.encode(input_ids, self._encode_text)
+
+    async def _encode_text(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        return await self._call("text_encoder", "last_hidden_state", input_ids=input_ids)
 
     async def unet(self, rows: UNetRows) -> Tensor:
         """Predictions of the rows."""
@@ -114,6 +137,11 @@ class BlsNetworks:
             raise NetworkError(model, response.error().code(), response.error().message())
         array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
         return torch.from_numpy(array.copy())  # the response's memory goes with the response
+
+
+def make_family(name: str, description: str) -> Any:
+    """A family of counters among Triton's own metrics; it has to outlive them."""
+    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
 
 
 def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from checkpoint import Checkpoint
+from decoding import decode
 from parameters import Parameters
 from prompts import TokenizedPrompts, tokenize_prompts
 from regions import Canvas, make_canvas, overlaps, region_masks
@@ -25,6 +26,7 @@ from views import make_views
 
 # A seed's backgrounds are drawn apart from its noise: bootstrapping changes the picture, never the noise.
 BACKGROUND_STREAM = 0x9E3779B97F4A7C15
+TILE_OVERLAP = 4  # a quarter of a VAE tile is shared with each neighbour
 
 
 class Networks(Protocol):
@@ -163,7 +165,7 @@ async def paint(
     loop = start_loop(job, prompt_embeds, checkpoint)
     latents, rows = await drive(loop, lambda request: stopwatch.timed("unet", networks.unet(request)), before_step)
     before_step(parameters.num_inference_steps)
-    sample = await stopwatch.timed("vae_decoder", networks.vae_decoder(latents / checkpoint.scaling_factor))
+    sample = await stopwatch.timed("vae_decoder", decode_canvas(latents, checkpoint, networks))
     return Picture(
         image=to_image(sample, job.canvas),
         latents=latents[0],
@@ -177,6 +179,17 @@ async def paint(
             "seconds": stopwatch.report(),
             "checkpoint": {"name": checkpoint.name, "digest": checkpoint.digest},
         },
+    )
+
+
+async def decode_canvas(latents: Tensor, checkpoint: Checkpoint, networks: Networks) -> Tensor:
+    """The canvas (1, 4, h, w) in pixels, (1, 3, 8h, 8w)."""
+    return await decode(
+        latents / checkpoint.scaling_factor,
+        networks.vae_decoder,
+        tile=checkpoint.vae_tile,
+        overlap=checkpoint.vae_tile // TILE_OVERLAP,
+        cell=checkpoint.vae_scale_factor,
     )
 
 

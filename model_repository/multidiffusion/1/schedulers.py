@@ -16,29 +16,36 @@ class Sampler:
     scheduler: str
     config: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int | None = None  # None: as many as the checkpoint has training steps
+    spare_steps: int = 0  # that leading spacing lays beyond those asked for
 
+
+DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIMScheduler"),
     "euler": Sampler("EulerDiscreteScheduler"),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "dpmpp_2m_karras": Sampler(
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
-    ),
-    "unipc": Sampler("UniPCMultistepScheduler"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", DPMPP_2M, spare_steps=1),
+    "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", {**DPMPP_2M, "use_karras_sigmas": True}, spare_steps=1),
+    "unipc": Sampler("UniPCMultistepScheduler", spare_steps=1),
     "lcm": Sampler("LCMScheduler", max_steps=50),  # its distillation schedule has 50 steps
 }
 DEFAULT_SAMPLER = "ddim"
 
 
+def trained_steps(scheduler_config: Mapping[str, Any]) -> int:
+    """Steps of the schedule that the checkpoint was trained on."""
+    return int(scheduler_config.get("num_train_timesteps", 1000))
+
+
 def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
     """Most steps that a sampler can take on a checkpoint."""
-    trained = int(scheduler_config.get("num_train_timesteps", 1000))
+    sampler = SAMPLERS[name]
     # Leading spacing shifts all timesteps by the offset: the last of 1000 would be one past the end.
-    available = trained - int(scheduler_config.get("steps_offset", 0))
-    return min(available, SAMPLERS[name].max_steps or available)
+    available = trained_steps(scheduler_config) - int(scheduler_config.get("steps_offset", 0))
+    if scheduler_config.get("timestep_spacing") == "leading":
+        available -= sampler.spare_steps
+    return min(available, sampler.max_steps or available)
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any], num_inference_steps: int) -> Any:
@@ -61,6 +68,16 @@ def make_scheduler(name: str, scheduler_config: Mapping[str, Any], num_inference
         dict(scheduler_config), **sampler.config, clip_sample=False, thresholding=False
     )
     scheduler.set_timesteps(num_inference_steps)
+    timesteps = scheduler.timesteps
+    if (
+        len(timesteps) != num_inference_steps
+        or timesteps.min() < 0
+        or timesteps.max() >= trained_steps(scheduler_config)
+    ):
+        raise InvalidRequestError(
+            "num_inference_steps",
+            f"expected a number that scheduler {name} can lay on the schedule, found {num_inference_steps}",
+        )
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # steps are counted, not looked up by a timestep that may repeat
     return scheduler

@@ -78,11 +78,16 @@ class Exported:
 
     def copy(self, folder: Path) -> Options:
         """The same export with its checkpoint, sources, work folder and output copied below `folder`."""
-        copies = {}
+        copies = replace(
+            self.options,
+            checkpoint=folder / "checkpoint",
+            repository=folder / "repository",
+            work_dir=folder / "work_dir",
+            output=folder / "output",
+        )
         for field in ("checkpoint", "repository", "work_dir", "output"):
-            copies[field] = folder / field
-            shutil.copytree(getattr(self.options, field), copies[field])
-        return replace(self.options, **copies)
+            shutil.copytree(getattr(self.options, field), getattr(copies, field))
+        return copies
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,17 @@ def remove(file: str) -> Edit:
 
 
 def rename(file: str, name: str) -> Edit:
-    return lambda folder: (folder / file).rename((folder / file).with_name(name)) and None
+    def edit(folder: Path) -> None:
+        (folder / file).rename((folder / file).with_name(name))
+
+    return edit
 
 
 def write(file: str, text: str) -> Edit:
-    return lambda folder: (folder / file).write_text(text) and None
+    def edit(folder: Path) -> None:
+        (folder / file).write_text(text)
+
+    return edit
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ CONTRACT = """
     input { name: "t" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } }
     output { name: "y" data_type: TYPE_FP32 dims: [ 4, -1 ] }
 """
-X = ("x", TensorProto.FLOAT, ["batch", 4, 8])
-T = ("t", TensorProto.FLOAT, ["batch"])
-Y = ("y", TensorProto.FLOAT, ["batch", 4, "width"])
 Tensor = tuple[str, int, list[str | int]]
+X: Tensor = ("x", TensorProto.FLOAT, ["batch", 4, 8])
+T: Tensor = ("t", TensorProto.FLOAT, ["batch"])
+Y: Tensor = ("y", TensorProto.FLOAT, ["batch", 4, "width"])
 
 
 def write_graph(file: Path, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-    infos = [[helper.make_tensor_value_info(*tensor) for tensor in tensors] for tensors in (inputs, outputs)]
-    onnx.save(helper.make_model(helper.make_graph([], "graph", *infos)), file)
+    named, found = ([helper.make_tensor_value_info(*tensor) for tensor in tensors] for tensors in (inputs, outputs))
+    onnx.save(helper.make_model(helper.make_graph([], "graph", named, found)), file)
 
 
 def test_a_graph_that_keeps_the_contract_passes(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from multsd_export.profiles import CPU
+
+Array = npt.NDArray[np.float32]
 
 
 class FakeTritonError:
@@ -30,9 +33,9 @@ class FakeTritonError:
 @dataclass
 class FakeTensor:
     name: str
-    array: np.ndarray
+    array: Array
 
-    def as_numpy(self) -> np.ndarray:
+    def as_numpy(self) -> Array:
         return self.array
 
 
@@ -42,21 +45,26 @@ class FakeResponse:
     error: FakeTritonError | None = None
 
 
-def fake_pb_utils() -> ModuleType:
-    module = ModuleType("triton_python_backend_utils")
-    module.TritonError = FakeTritonError
-    module.Tensor = FakeTensor
-    module.InferenceResponse = FakeResponse
-    module.get_input_tensor_by_name = lambda request, name: FakeTensor(name, request[name])
-    return module
+class FakePbUtils(ModuleType):
+    """A request is its tensors by name."""
+
+    TritonError = FakeTritonError
+    Tensor = FakeTensor
+    InferenceResponse = FakeResponse
+
+    @staticmethod
+    def get_input_tensor_by_name(request: Mapping[str, Array], name: str) -> FakeTensor:
+        return FakeTensor(name, request[name])
 
 
 @pytest.fixture(scope="module")
 def runner() -> Any:
     """The file as Triton would load it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "triton_python_backend_utils", fake_pb_utils())
+        patch.setitem(sys.modules, "triton_python_backend_utils", FakePbUtils("triton_python_backend_utils"))
         spec = importlib.util.spec_from_file_location("onnxruntime_runner", CPU.runner)
+        assert spec
+        assert spec.loader
         module = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, "onnxruntime_runner", module)
         spec.loader.exec_module(module)
@@ -91,7 +99,7 @@ def test_splitting_undoes_joining(runner: Any) -> None:
 
 
 def test_a_joint_run_that_fails_is_repeated_alone_and_only_the_cause_fails(runner: Any) -> None:
-    def fails_on_1(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def fails_on_1(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         if (tensors["x"] == 1).any():
             raise RuntimeError("one")
         return {"y": tensors["x"] * 2}
@@ -132,7 +140,7 @@ def model(runner: Any, tmp_path: Path) -> Any:
     return served
 
 
-def request(rows: int, value: float, width: int = 3) -> dict[str, np.ndarray]:
+def request(rows: int, value: float, width: int = 3) -> dict[str, Array]:
     return {"x": np.zeros((rows, width), np.float32), "t": np.full(rows, value, np.float32)}
 
 

@@ -17,6 +17,7 @@ from multsd_export import artefacts, compose
 from multsd_export.digests import file_digest, folder_digests
 from multsd_export.errors import CheckpointError, ContractError, ExportError, RepositoryError
 from multsd_export.networks import NETWORKS
+from multsd_export.onnx_export import export_onnx
 from multsd_export.pipeline import Options, export
 
 from .conftest import WINDOW, Exported
@@ -35,11 +36,10 @@ def options(exported: Exported, tmp_path: Path) -> Options:
 def exported_networks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the networks that are exported to ONNX during the test."""
     names: list[str] = []
-    real = artefacts.export_onnx
 
     def recording(network: Any, *args: Any) -> Path:
         names.append(network.name)
-        return real(network, *args)
+        return export_onnx(network, *args)
 
     monkeypatch.setattr(artefacts, "export_onnx", recording)
     return names
@@ -105,7 +105,7 @@ def test_the_orchestrator_gets_the_checkpoints_numbers(exported: Exported) -> No
         "pad_token_id": 515,
         "embedding_dim": 16,
         "unet_max_batch_size": 16,
-        "vae_tile": None,
+        "vae_tile": 128,
     }
 
 

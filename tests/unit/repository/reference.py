@@ -30,7 +30,7 @@ def paint_with_plain_loop(
 ) -> Tensor:
     """The denoised latents (1, 4, h, w)."""
     scheduler = make_scheduler()
-    latents = noise * scheduler.init_noise_sigma
+    latents: Tensor = noise * scheduler.init_noise_sigma
     # A multistep sampler remembers its last outputs: every view and region needs a sampler of its own.
     schedulers = {(v, r): make_scheduler() for v in range(len(corners)) for r in range(len(masks))}
 

@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from regions import latent_mask, make_canvas, overlaps, region_masks
 
 
-def pixels(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:
+def pixels(height: int, width: int, *boxes: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
     """A mask with boxes (top, left, bottom, right) marked."""
     mask = np.zeros((height, width), dtype=np.bool_)
     for top, left, bottom, right in boxes:

@@ -34,6 +34,7 @@ def regions_of(
 
 CENTRE = [(128, 128, 384, 384)]
 QUADRANTS = [(0, 0, 256, 256), (0, 256, 256, 512), (256, 0, 512, 256)]
+DOUBLED = [(2 * top, 2 * left, 2 * bottom, 2 * right) for top, left, bottom, right in QUADRANTS]
 STACKED = [(0, 128, 256, 384), (256, 128, 512, 384), (512, 128, 768, 384)]
 THIRDS = [(0, 0, 256, 512), (256, 0, 512, 512), (512, 0, 768, 512)]
 COLUMNS = [(0, left, 512, left + 256) for left in (0, 512, 1024, 1536)]
@@ -50,7 +51,7 @@ COLUMNS = [(0, left, 512, left + 256) for left in (0, 512, 1024, 1536)]
         pytest.param(regions_of(768, 512, THIRDS), 50, 2000, 1060, id="768 high, full-width thirds"),
         pytest.param(regions_of(512, 2048, COLUMNS), 50, 12500, 4880, id="2048 wide, 4 columns"),
         pytest.param(
-            regions_of(1024, 1024, [tuple(2 * side for side in box) for box in QUADRANTS], window=128, stride=16),
+            regions_of(1024, 1024, DOUBLED, window=128, stride=16),
             50,
             400,
             310,

@@ -1,62 +1,21 @@
 """Fuse the predictions, step once: equal to the published loop, which steps every view and averages."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
 
 from row_plan import Regions
-from sampling import Bootstrapping, UNetRows, denoise
+from sampling import Bootstrapping, denoise
 from schedulers import SAMPLERS, make_scheduler
 from tests.unit.repository.reference import copy_of, paint_with_plain_loop
+from tests.unit.repository.tiny import CONFIG, WINDOW, answer, network
 from views import make_views
 
-WINDOW = 8
 STOCHASTIC = {"euler_a", "lcm"}  # add a noise draw after every step: there is no average of steps to compare with
 LEAVES_FLOAT64 = {"euler", "unipc"}  # cast to float32 inside diffusers
-
-CONFIG = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "prediction_type": "epsilon",
-}
-
-
-@pytest.fixture(scope="module")
-def unet() -> diffusers.UNet2DConditionModel:
-    torch.manual_seed(0)
-    return (
-        diffusers.UNet2DConditionModel(
-            sample_size=WINDOW,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        )
-        .eval()
-        .requires_grad_(False)
-    )
-
-
-def run(loop: Generator[UNetRows, Tensor, Tensor], unet: Any) -> Tensor:
-    """Answer the loop with a real network."""
-    try:
-        rows = next(loop)
-        while True:
-            rows = loop.send(unet(rows.sample, rows.timestep, rows.encoder_hidden_states).sample)
-    except StopIteration as finished:
-        return finished.value  # type: ignore[no-any-return]
 
 
 def random_masks(count: int, height: int, width: int) -> Tensor:
@@ -86,7 +45,7 @@ def both(
 ) -> tuple[Tensor, Tensor]:
     """Latents of the published loop and of ours, from the same noise, backgrounds and choices."""
     generator = torch.Generator().manual_seed(7)
-    network = unet.to(dtype)
+    unet = unet.to(dtype)
     count, height, width = masks.shape
     noise = torch.randn(1, 4, height, width, generator=generator, dtype=dtype)
     embeds = torch.randn(2 * count, 5, 16, generator=generator, dtype=dtype)
@@ -104,7 +63,7 @@ def both(
         corners=corners,
         window=WINDOW,
         make_scheduler=copy_of(scheduler),
-        unet=lambda *row: network(*row).sample,
+        unet=lambda *row: unet(*row).sample,
         guidance_scale=guidance_scale,
         bootstrapping=bootstrapping,
         background=lambda step, view, region: palette[choices[step, view, region]][None],
@@ -126,7 +85,7 @@ def both(
         max_batch_size=max_batch_size,
         generator=torch.Generator().manual_seed(0),
     )
-    return expected, run(loop, network)
+    return expected, answer(loop, network(unet))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

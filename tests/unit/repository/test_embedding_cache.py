@@ -1,0 +1,69 @@
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from embedding_cache import EmbeddingCache
+
+EMBEDDING_BYTES = 2 * 3 * 4  # (1, 2, 3) float32
+
+
+class Encoder:
+    """A text encoder that gives each text its first id, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def __call__(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        self.asked.append(int(input_ids[0, 0]))
+        await asyncio.sleep(0)
+        return torch.full((1, 2, 3), float(input_ids[0, 0]))
+
+
+def ids(*texts: int) -> npt.NDArray[np.int32]:
+    return np.array([[text, 0] for text in texts], dtype=np.int32)
+
+
+def encode(cache: EmbeddingCache, encoder: Encoder, *texts: int) -> list[float]:
+    embeddings = asyncio.run(cache.encode(ids(*texts), encoder))  # (U, 2, 3)
+    return embeddings[:, 0, 0].tolist()
+
+
+def test_every_text_gets_its_own_embedding_in_order() -> None:
+    assert encode(EmbeddingCache(10**6), Encoder(), 5, 3, 4) == [5, 3, 4]
+
+
+def test_a_text_is_encoded_once() -> None:
+    cache, encoder = EmbeddingCache(10**6), Encoder()
+    encode(cache, encoder, 1, 2)
+    assert encode(cache, encoder, 2, 3) == [2, 3]
+    assert encoder.asked == [1, 2, 3]
+    assert (cache.hits, cache.misses) == (1, 3)
+
+
+def test_the_one_used_longest_ago_goes_when_the_bytes_are_full() -> None:
+    cache, encoder = EmbeddingCache(2 * EMBEDDING_BYTES), Encoder()
+    for text in (1, 2, 1, 3):  # 2 goes
+        encode(cache, encoder, text)
+    assert cache.bytes == 2 * EMBEDDING_BYTES
+    encode(cache, encoder, 1)
+    encode(cache, encoder, 2)
+    assert encoder.asked == [1, 2, 3, 2]
+
+
+def test_nothing_is_kept_where_nothing_may_be() -> None:
+    cache, encoder = EmbeddingCache(0), Encoder()
+    assert encode(cache, encoder, 1) == encode(cache, encoder, 1)
+    assert cache.bytes == 0
+
+
+def test_requests_at_once_for_one_text_count_its_bytes_once() -> None:
+    async def together(requests: Sequence[int]) -> None:
+        await asyncio.gather(*(cache.encode(ids(text), encoder) for text in requests))
+
+    cache, encoder = EmbeddingCache(10**6), Encoder()
+    asyncio.run(together([7, 7, 7]))
+    assert cache.bytes == EMBEDDING_BYTES

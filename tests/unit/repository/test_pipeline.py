@@ -1,0 +1,407 @@
+"""From parameters to a picture, with networks that are closed forms and remember what they were asked."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from checkpoint import Checkpoint
+from errors import CancelledRequestError, InvalidRequestError, NetworkError
+from parameters import Parameters
+from pipeline import Picture, paint
+from sampling import UNetRows
+from schedulers import SAMPLERS, make_scheduler
+from tests.unit.repository.tiny import CONFIG, EMBEDDING, MAX_LENGTH, make_checkpoint
+
+CHECKPOINT = make_checkpoint()
+COLOURS = torch.tensor([0.5, -0.25, 0.75, 0.0])  # of the latent channels, in KnowingNetworks' picture
+
+
+class Networks:
+    """The UNet depends on sample, timestep and prompt; it gives way to other requests as a real one does."""
+
+    def __init__(self, checkpoint: Checkpoint = CHECKPOINT) -> None:
+        self.calls: list[UNetRows] = []
+        self.decoded: list[Tensor] = []
+        self._cell = checkpoint.vae_scale_factor
+
+    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        await asyncio.sleep(0)
+        ids = torch.from_numpy(input_ids).to(torch.float32)  # (U, L)
+        return ids[..., None] * torch.linspace(0.1, 1, EMBEDDING)  # (U, L, D)
+
+    async def unet(self, rows: UNetRows) -> Tensor:
+        self.calls.append(rows)
+        await asyncio.sleep(0)
+        return self.predict(rows)
+
+    def predict(self, rows: UNetRows) -> Tensor:
+        prompt = rows.encoder_hidden_states.mean(dim=(1, 2))  # (B)
+        shift = torch.sin(prompt + rows.timestep / 100)
+        return 0.2 * rows.sample + shift[:, None, None, None]
+
+    async def vae_decoder(self, latents: Tensor) -> Tensor:
+        await asyncio.sleep(0)
+        self.decoded.append(latents)
+        pixels = latents[:, :3].repeat_interleave(self._cell, dim=2)
+        return pixels.repeat_interleave(self._cell, dim=3)
+
+    @property
+    def rows(self) -> int:
+        return sum(len(call.sample) for call in self.calls)
+
+
+class KnowingNetworks(Networks):
+    """A UNet that was only ever shown one even colour: whatever it paints has that colour."""
+
+    def __init__(self, checkpoint: Checkpoint = CHECKPOINT) -> None:
+        super().__init__(checkpoint)
+        self._alphas_cumprod: Tensor = make_scheduler("ddim", checkpoint.scheduler_config, 1).alphas_cumprod
+
+    def predict(self, rows: UNetRows) -> Tensor:
+        alpha = self._alphas_cumprod[rows.timestep.to(torch.int64)][:, None, None, None]
+        return (rows.sample - alpha.sqrt() * self.colours(rows)) / (1 - alpha).sqrt()
+
+    def colours(self, _rows: UNetRows) -> Tensor:
+        """What it was shown: (B or 1, 4, 1, 1)."""
+        return COLOURS[None, :, None, None]
+
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels
+LEFT, RIGHT = (0, 0, 64, 32), (0, 40, 64, 64)
+
+
+def parameters_of(height: int = 64, width: int = 64, boxes: list[Box] | None = None, **changes: Any) -> Parameters:
+    """A short request with one prompt per box."""
+    boxes = [LEFT] if boxes is None else boxes
+    masks = np.zeros((len(boxes), height, width), dtype=np.bool_)
+    for mask, (top, left, bottom, right) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    prompts = ("the moon", "a red cat", "a blue dog", "cat on moon")[: len(boxes) + 1]
+    parameters = Parameters(
+        prompt=prompts,
+        negative_prompt=("",) * len(prompts),
+        masks=masks,
+        height=height,
+        width=width,
+        num_inference_steps=4,
+        bootstrapping=2,
+        guidance_scale=7.5,
+        seed=11,
+        scheduler="ddim",
+        view_stride=4,
+    )
+    return replace(parameters, **changes)
+
+
+async def painted(
+    parameters: Parameters,
+    networks: Networks,
+    *,
+    checkpoint: Checkpoint = CHECKPOINT,
+    before_step: Callable[[int], None] = lambda _step: None,
+) -> Picture:
+    return await paint(parameters, checkpoint=checkpoint, networks=networks, before_step=before_step)
+
+
+def picture_of(parameters: Parameters, networks: Networks | None = None, **options: Any) -> Picture:
+    return asyncio.run(painted(parameters, networks or Networks(), **options))
+
+
+SIZES = [
+    pytest.param(64, 64, id="one window"),
+    pytest.param(120, 120, id="both sides a little below a window"),
+    pytest.param(100, 300, id="one side below a window"),
+    pytest.param(168, 136, id="no multiple of the stride"),
+    pytest.param(65, 131, id="no multiple of a cell"),
+    pytest.param(193, 129, id="one pixel more"),
+]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_picture_has_the_size_asked_for_and_every_pixel_is_painted(height: int, width: int) -> None:
+    """Faults 1 to 4: no view at all, a shape error, strips left blank, sides rounded down."""
+    checkpoint = replace(make_checkpoint(window=16), scheduler_config=CONFIG | {"set_alpha_to_one": True})
+    parameters = parameters_of(height, width, [(0, 0, height // 2, width)])
+    picture = picture_of(parameters, KnowingNetworks(checkpoint), checkpoint=checkpoint)
+    levels = (COLOURS[:3] / checkpoint.scaling_factor / 2 + 0.5).clamp(0, 1) * 255
+    assert picture.image.dtype == np.uint8
+    expected = np.broadcast_to(levels.round().to(torch.uint8).numpy(), (height, width, 3))
+    np.testing.assert_array_equal(picture.image, expected)
+
+
+def test_window_and_cell_are_the_checkpoints() -> None:
+    """Fault 15: the window and the autoencoder's factor were written into the code."""
+    checkpoint = make_checkpoint(window=16, vae_scale_factor=4)
+    networks = Networks(checkpoint)
+    picture = picture_of(parameters_of(70, 90), networks, checkpoint=checkpoint)
+    assert {tuple(call.sample.shape[1:]) for call in networks.calls} == {(4, 16, 16)}
+    assert picture.latents.shape == (4, 18, 23)
+    assert picture.image.shape == (70, 90, 3)
+
+
+def test_regions_lie_where_their_masks_are() -> None:
+    """A picture smaller than a window is painted in the middle of one, its masks with it."""
+    checkpoint = make_checkpoint(window=16)
+
+    class Painting(KnowingNetworks):
+        """Light for the background's prompt, dark for the region's."""
+
+        def colours(self, rows: UNetRows) -> Tensor:
+            first_word = rows.encoder_hidden_states[:, 1, 0] * 10  # "the" 9, "a" 3
+            return torch.where(first_word > 6, 1.0, -1.0)[:, None, None, None]
+
+    parameters = parameters_of(64, 96, [(8, 16, 40, 48)], guidance_scale=1.0, num_inference_steps=8)
+    image = picture_of(parameters, Painting(checkpoint), checkpoint=checkpoint).image
+    dark = (image < 128).all(axis=2)
+    assert np.array_equal(dark, parameters.masks[0])
+
+
+def test_decoder_gets_the_latents_in_the_autoencoders_own_scale() -> None:
+    networks = Networks()
+    picture = picture_of(parameters_of(), networks)
+    torch.testing.assert_close(networks.decoded[0][0] * CHECKPOINT.scaling_factor, picture.latents)
+
+
+def test_large_canvas_is_decoded_in_tiles_of_the_checkpoints_size() -> None:
+    networks = Networks()
+    parameters = parameters_of(70, 200)
+    tiled = picture_of(parameters, networks, checkpoint=replace(CHECKPOINT, vae_tile=8))
+    assert {tuple(tile.shape) for tile in networks.decoded} == {(1, 4, 8, 8)}
+    whole = picture_of(parameters)
+    assert np.abs(tiled.image.astype(int) - whole.image).max() <= 1  # rounding, where tiles fade
+
+
+def test_levels_beyond_white_and_black_are_clamped() -> None:
+    class Glaring(Networks):
+        async def vae_decoder(self, latents: Tensor) -> Tensor:
+            pixels = torch.zeros_like(await super().vae_decoder(latents))
+            pixels[0, 0], pixels[0, 1] = 3.0, -3.0
+            return pixels
+
+    assert picture_of(parameters_of(), Glaring()).image[5, 7].tolist() == [255, 0, 128]
+
+
+def test_steps_are_told_in_order_before_they_are_taken() -> None:
+    networks = Networks()
+    told: list[tuple[int, int]] = []
+    parameters = parameters_of(num_inference_steps=5)
+    picture_of(parameters, networks, before_step=lambda step: told.append((step, len(networks.calls))))
+    assert [step for step, _ in told] == [0, 1, 2, 3, 4, 5]
+    calls_before = [sum(call.step < step for call in networks.calls) for step in range(6)]
+    assert [calls for _, calls in told] == calls_before
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+def test_cancelled_request_asks_no_network_again(stop: int) -> None:
+    networks = Networks()
+
+    def before_step(step: int) -> None:
+        if step == stop:
+            raise CancelledRequestError("enough")
+
+    parameters = parameters_of(width=100, num_inference_steps=5)
+    with pytest.raises(CancelledRequestError, match="enough"):
+        picture_of(parameters, networks, before_step=before_step)
+    assert sorted({call.step for call in networks.calls}) == list(range(stop))
+    assert networks.decoded == []
+
+
+def test_failure_of_a_network_is_the_requests() -> None:
+    class Failing(Networks):
+        def predict(self, rows: UNetRows) -> Tensor:
+            if rows.step == 2:
+                raise NetworkError("unet", 14, "out of memory")
+            return super().predict(rows)
+
+    networks = Failing()
+    with pytest.raises(NetworkError, match="unet: out of memory"):
+        picture_of(parameters_of(), networks)
+    assert networks.calls[-1].step == 2
+
+
+def warnings_of(parameters: Parameters) -> list[tuple[str, str]]:
+    return [(warning["field"], warning["message"]) for warning in picture_of(parameters).warnings]
+
+
+def test_nothing_is_warned_of_without_need() -> None:
+    assert warnings_of(parameters_of(boxes=[LEFT, RIGHT])) == []
+
+
+def test_empty_region_is_warned_of() -> None:
+    """Fault 10: a region that vanished was never told."""
+    assert warnings_of(parameters_of(boxes=[LEFT, (0, 0, 0, 0)])) == [
+        ("masks[1]", "region is empty; its prompt has no effect")
+    ]
+
+
+def test_thin_stroke_is_painted_without_a_warning() -> None:
+    """Fault 10: a stroke thinner than a cell could vanish."""
+    networks = Networks()
+    picture = picture_of(parameters_of(boxes=[(30, 0, 31, 64)], guidance_scale=1.0, bootstrapping=0), networks)
+    assert picture.warnings == []
+    assert {len(call.sample) for call in networks.calls} == {2}  # the background's row and the stroke's
+
+
+def test_overlap_is_warned_of_with_its_pixels() -> None:
+    """Fault 13: overlaps blurred silently."""
+    assert warnings_of(parameters_of(boxes=[LEFT, RIGHT, (60, 30, 64, 42)])) == [
+        ("masks[2]", "overlaps masks[0] in 8 pixels; there the two are averaged"),
+        ("masks[2]", "overlaps masks[1] in 8 pixels; there the two are averaged"),
+    ]
+
+
+@pytest.mark.parametrize("bootstrapping", [4, 5])
+def test_bootstrapping_to_the_end_is_warned_of(bootstrapping: int) -> None:
+    """Fault 7: regions were never harmonised, silently."""
+    assert warnings_of(parameters_of(bootstrapping=bootstrapping)) == [
+        ("bootstrapping", "all 4 steps are bootstrapped: regions are never harmonised")
+    ]
+
+
+def test_bootstrapping_to_the_end_is_no_matter_without_regions() -> None:
+    assert warnings_of(parameters_of(boxes=[], bootstrapping=20)) == []
+
+
+def test_covered_background_is_warned_of() -> None:
+    assert warnings_of(parameters_of(boxes=[LEFT, (0, 32, 64, 64)])) == [
+        ("prompt[0]", "regions cover the whole picture; the background's prompt has no effect")
+    ]
+
+
+def test_cut_prompt_is_warned_of() -> None:
+    parameters = parameters_of(negative_prompt=("a " * MAX_LENGTH, ""))
+    assert warnings_of(parameters) == [("negative_prompt[0]", "cut at 8 tokens; left out: 'a a '")]
+
+
+def test_report_has_the_rows_that_were_asked_and_what_the_picture_depends_on() -> None:
+    networks = Networks()
+    parameters = parameters_of(width=100, boxes=[LEFT, RIGHT])
+    report = picture_of(parameters, networks).report
+    assert report["unet_rows"] == networks.rows
+    assert report["unet_rows_reference"] == 2 * 3 * 3 * 4  # [uncond; cond], views, regions, steps
+    assert report["unet_rows"] < report["unet_rows_reference"]
+    assert report["parameters"] == parameters.summary()
+    assert report["checkpoint"] == {"name": "tiny", "digest": "0123"}
+    seconds = report["seconds"]
+    assert set(seconds) == {"text_encoder", "unet", "vae_decoder", "orchestration", "total"}
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=1e-3)
+
+
+def test_calls_are_no_larger_than_the_unet_takes() -> None:
+    networks = Networks()
+    picture_of(parameters_of(width=100, boxes=[LEFT, RIGHT]), networks)
+    assert max(len(call.sample) for call in networks.calls) == CHECKPOINT.unet_max_batch_size
+
+
+def test_equal_texts_are_encoded_once() -> None:
+    class Counting(Networks):
+        async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+            self.texts = len(input_ids)
+            return await super().text_encoder(input_ids)
+
+    networks = Counting()
+    picture_of(parameters_of(prompt=("moon", "Moon"), negative_prompt=("", "")), networks)
+    assert networks.texts == 2
+
+
+def first_background_sample(parameters: Parameters) -> Tensor:
+    """What the background's row sees before any step: the initial canvas."""
+    networks = Networks()
+    picture_of(parameters, networks)
+    return networks.calls[0].sample[0]
+
+
+def test_seed_alone_fixes_the_noise() -> None:
+    """Fault 6: the noise of a seed depended on bootstrapping."""
+    noise = first_background_sample(parameters_of(bootstrapping=0))
+    for changes in ({"bootstrapping": 3}, {"num_inference_steps": 9}, {"guidance_scale": 1.0}, {"boxes": [RIGHT]}):
+        assert torch.equal(first_background_sample(parameters_of(**changes)), noise)
+    assert not torch.equal(first_background_sample(parameters_of(seed=12)), noise)
+
+
+def test_noise_of_a_seed_is_that_of_torch_on_the_cpu() -> None:
+    expected = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(11))[0]
+    assert torch.equal(first_background_sample(parameters_of()), expected)
+
+
+def test_first_noise_of_a_seed_is_what_it_was() -> None:
+    """Pinned: a picture's parameters keep their meaning from release to release."""
+    first = first_background_sample(parameters_of(seed=0))[0, 0, :4]
+    torch.testing.assert_close(first, torch.tensor([-1.12584, -1.15236, -0.25058, -0.43388]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
+def test_every_seed_paints(seed: int) -> None:
+    picture = picture_of(parameters_of(seed=seed))
+    assert picture.report["parameters"]["seed"] == seed
+    assert torch.isfinite(picture.latents).all()
+
+
+def test_bootstrapping_0_and_no_regions_and_one_step_paint() -> None:
+    """Fault 5: each of them crashed."""
+    for parameters in (
+        parameters_of(bootstrapping=0),
+        parameters_of(boxes=[]),
+        parameters_of(boxes=[], bootstrapping=0),
+        parameters_of(num_inference_steps=1),
+    ):
+        assert torch.isfinite(picture_of(parameters).latents).all()
+
+
+def test_steps_beyond_the_sampler_are_refused_before_any_network_is_asked() -> None:
+    networks = Networks()
+    with pytest.raises(InvalidRequestError, match="num_inference_steps: expected 1 to 50 for scheduler lcm"):
+        picture_of(parameters_of(scheduler="lcm", num_inference_steps=51), networks)
+    assert networks.calls == []
+
+
+CROWD = [
+    parameters_of(scheduler=scheduler, seed=seed, width=width, num_inference_steps=steps, bootstrapping=bootstrapping)
+    for scheduler, seed, width, steps, bootstrapping in [
+        ("ddim", 1, 64, 4, 2),
+        ("ddim", 1, 64, 4, 0),
+        ("ddim", 2, 131, 3, 2),
+        ("euler_a", 1, 64, 5, 1),
+        ("euler_a", 1, 64, 5, 5),
+        ("dpmpp_2m_karras", 3, 99, 6, 3),
+        ("unipc", 1, 64, 4, 2),
+        ("lcm", 4, 100, 3, 1),
+    ]
+]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_requests_at_once_give_the_bits_that_each_gives_alone(order: int) -> None:
+    """Fault 12: two requests shared scheduler and random numbers."""
+    crowd = CROWD[::order]
+    finished: list[int] = []
+
+    async def together(networks: Networks) -> list[Picture]:
+        async def one(index: int) -> Picture:
+            picture = await painted(crowd[index], networks)
+            finished.append(index)
+            return picture
+
+        return await asyncio.gather(*(one(index) for index in range(len(crowd))))
+
+    networks = Networks()
+    for parameters, picture in zip(crowd, asyncio.run(together(networks)), strict=True):
+        alone = picture_of(parameters)
+        assert torch.equal(picture.latents, alone.latents)
+        assert np.array_equal(picture.image, alone.image)
+    assert finished != sorted(finished)  # they did run at once
+
+
+@pytest.mark.parametrize("scheduler", sorted(SAMPLERS))
+def test_request_painted_again_gives_the_same_bits(scheduler: str) -> None:
+    parameters = parameters_of(scheduler=scheduler)
+    first, again = picture_of(parameters), picture_of(parameters)
+    assert torch.equal(first.latents, again.latents)
+    assert np.array_equal(first.image, again.image)

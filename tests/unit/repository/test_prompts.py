@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from prompts import tokenize_prompts
+from tests.unit.repository.tiny import END, MAX_LENGTH, START, UNKNOWN, WORDS, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+
+
+def ids(*words: str) -> tuple[int, ...]:
+    """Tokens of a text, written out."""
+    tokens = [START, *(WORDS.index(word) for word in words), END]
+    return (*tokens, *[END] * (MAX_LENGTH - len(tokens)))
+
+
+def test_short_text_is_padded() -> None:
+    assert TOKENIZER.tokenize("a red cat").ids == ids("a", "red", "cat")
+    assert TOKENIZER.tokenize("").ids == (START, *[END] * (MAX_LENGTH - 1))
+
+
+def test_text_that_just_fits_is_whole() -> None:
+    text = "a red cat on the moon"
+    tokenized = TOKENIZER.tokenize(text)
+    assert tokenized.ids == ids(*text.split())
+    assert tokenized.cut == ""
+
+
+def test_cut_text_keeps_the_end_token() -> None:
+    tokenized = TOKENIZER.tokenize("a red cat on the moon a blue dog")
+    assert tokenized.ids == ids("a", "red", "cat", "on", "the", "moon")
+    assert tokenized.cut == "a blue dog"
+
+
+def test_what_was_cut_is_told_as_it_was_written() -> None:
+    assert TOKENIZER.tokenize("a red cat on the moon A  BLUE Dog").cut == "A  BLUE Dog"
+
+
+def test_unknown_words_count_as_tokens() -> None:
+    tokenized = TOKENIZER.tokenize("Ünder ☃ cat")
+    assert tokenized.ids[:5] == (START, UNKNOWN, UNKNOWN, WORDS.index("cat"), END)
+
+
+def test_equal_texts_share_one_row() -> None:
+    prompts = tokenize_prompts(TOKENIZER, ["a cat", "a dog", "a cat"], ["", "", ""])
+    np.testing.assert_array_equal(prompts.input_ids, [ids("a", "cat"), ids("a", "dog"), ids()])
+    assert prompts.input_ids.dtype == np.int32
+    assert prompts.prompt_embedding == (0, 1, 0)
+    assert prompts.negative_embedding == (2, 2, 2)
+
+
+def test_texts_of_equal_ids_share_one_row() -> None:
+    prompts = tokenize_prompts(TOKENIZER, ["a  Cat", "A CAT"], ["a cat", "dog"])
+    assert prompts.prompt_embedding == (0, 0)
+    assert prompts.negative_embedding == (0, 1)
+
+
+def test_each_region_finds_its_own_row() -> None:
+    prompts = tokenize_prompts(TOKENIZER, ["cat", "dog", "moon"], ["red", "blue", "the"])
+    found = prompts.input_ids[[*prompts.prompt_embedding, *prompts.negative_embedding]]
+    np.testing.assert_array_equal(found, [ids(word) for word in ("cat", "dog", "moon", "red", "blue", "the")])
+
+
+def test_positive_and_negative_prompts_are_cut_alike() -> None:
+    """Fault 8: long negative prompts raised, long prompts were cut silently."""
+    long = "a red cat on the moon a dog"
+    prompts = tokenize_prompts(TOKENIZER, ["cat", long], [long, "dog"])
+    message = "cut at 8 tokens; left out: 'a dog'"
+    assert prompts.warnings == (("prompt[1]", message), ("negative_prompt[0]", message))
+    assert prompts.prompt_embedding[1] == prompts.negative_embedding[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [
+        ("a (cat:1.4)", "(cat:1.4)"),
+        ("a (red cat : 2) on the moon", "(red cat : 2)"),
+        ("((cat:0.5))", "(cat:0.5)"),
+    ],
+)
+def test_weights_are_told_not_to_apply(text: str, weight: str) -> None:
+    prompts = tokenize_prompts(TOKENIZER, ["cat", text], ["", ""])
+    message = f"weights such as {weight!r} are read as plain text, not applied"
+    assert ("prompt[1]", message) in prompts.warnings
+
+
+@pytest.mark.parametrize("text", ["", "a cat", "a cat (red)", "at 12:30", "(a: cat)", "(cat:red)", "(cat 1.4)"])
+def test_nothing_else_is_warned_of(text: str) -> None:
+    assert tokenize_prompts(TOKENIZER, [text], [text]).warnings == ()

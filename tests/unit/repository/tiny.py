@@ -1,0 +1,85 @@
+"""A checkpoint small enough to reason about: windows of 8 x 8 cells, prompts of 8 tokens, a colour palette of 6."""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from checkpoint import Checkpoint
+from prompts import PromptTokenizer
+from sampling import UNetRows
+
+WINDOW = 8
+EMBEDDING = 16
+MAX_LENGTH = 8
+WORDS = ("<start>", "<end>", "<unknown>", "a", "red", "cat", "blue", "dog", "on", "the", "moon")
+START, END, UNKNOWN = 0, 1, 2
+
+CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+}
+
+
+def make_tokenizer() -> PromptTokenizer:
+    """Words as tokens, in lower case, between a start and an end token that also pads, as CLIP has it."""
+    words = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token=WORDS[UNKNOWN]))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
+    )
+    return PromptTokenizer(tokenizer=tokenizer, max_length=MAX_LENGTH, pad_token_id=END)
+
+
+def make_checkpoint(*, window: int = WINDOW, vae_scale_factor: int = 8, unet_max_batch_size: int = 3) -> Checkpoint:
+    generator = torch.Generator().manual_seed(1)
+    colours = torch.randn(6, 4, 1, 1, generator=generator)
+    return Checkpoint(
+        name="tiny",
+        digest="0123",
+        window=window,
+        view_stride=4,
+        latent_channels=4,
+        vae_scale_factor=vae_scale_factor,
+        scaling_factor=0.5,
+        unet_max_batch_size=unet_max_batch_size,
+        vae_tile=128,
+        scheduler_config=CONFIG,
+        tokenizer=make_tokenizer(),
+        palette=colours.expand(6, 4, window, window),
+    )
+
+
+def answer(loop: Generator[UNetRows, Tensor, Tensor], unet: Callable[[UNetRows], Tensor]) -> Tensor:
+    """Answer a sampling loop until it has its latents."""
+    try:
+        rows = next(loop)
+        while True:
+            rows = loop.send(unet(rows))
+    except StopIteration as finished:
+        latents: Tensor = finished.value
+        return latents
+
+
+def network(unet: Any) -> Callable[[UNetRows], Tensor]:
+    """A diffusers UNet as the loop asks for it."""
+
+    def predict(rows: UNetRows) -> Tensor:
+        prediction: Tensor = unet(rows.sample, rows.timestep, rows.encoder_hidden_states).sample
+        return prediction
+
+    return predict
