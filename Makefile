@@ -39,7 +39,7 @@ build/random_checkpoint: $(STAMP)
 test: test-unit test-integration ## all tests
 
 test-unit: $(STAMP) ## tests of every part by itself
-	$(BIN)/python -m pytest tests/unit -q
+	$(BIN)/python -m pytest tests/unit -q --numprocesses auto --dist loadgroup
 
 test-integration: export ## tests of the whole stack on a real Triton
 	$(BIN)/python -m pytest tests/integration -q
@@ -54,7 +54,7 @@ format: $(STAMP) ## let ruff put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: export ## where the time of a request goes
+bench: export ## where the time of one request goes
 	$(BIN)/python -m tests.benchmarks.bench
 
 clean: ## remove what was built, the virtual environment too
