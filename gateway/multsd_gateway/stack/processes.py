@@ -2,14 +2,17 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ERROR_LINE = re.compile(r"^[EF]\d{4} |^error:|Error")  # Triton's errors and fatals, its last word, Python's exceptions
 _libc = ctypes.CDLL(None)
 
 
@@ -31,7 +34,7 @@ class Child:
     def log_excerpt(self, lines: int = 10) -> str:
         """The last lines of its log that tell of errors, or simply the last where none does."""
         text = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in text if line.startswith(("E", "F", "error:")) or "Error" in line]
+        errors = [line for line in text if ERROR_LINE.search(line)]
         return "\n".join((errors or text)[-lines:])
 
     def stop(self, grace_s: float) -> None:
@@ -55,10 +58,12 @@ def start_child(name: str, command: Sequence[str], *, environment: Mapping[str, 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_die_with_parent, os.getpid()),
         )
     return Child(name=name, process=process, log=log)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel knew
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -69,7 +69,7 @@ def check_repository(repository: Path) -> None:
 def gateway_url(gateway: Settings) -> str:
     """Where this machine reaches the gateway."""
     host = LOOPBACK if gateway.host == "0.0.0.0" else gateway.host  # noqa: S104 - compared, not bound
-    return f"http://{host}:{gateway.port}"
+    return f"http://[{host}]:{gateway.port}" if ":" in host else f"http://{host}:{gateway.port}"
 
 
 @contextmanager

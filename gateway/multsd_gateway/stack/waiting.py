@@ -15,7 +15,8 @@ POLL_S = 0.1  # between two looks at a process that is starting
 def check_ports_free(ports: Mapping[str, int], host: str) -> None:
     """Raises PortInUseError for the first port that is taken; `ports` maps the setting's name to the port."""
     for setting, port in ports.items():
-        with socket.socket() as probe:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))

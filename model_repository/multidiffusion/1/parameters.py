@@ -6,7 +6,7 @@ R regions, region 0 is the background; height and width in pixels.
 import math
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +58,8 @@ class Parameters:
     def summary(self) -> dict[str, Any]:
         """The values that a picture depends on, without texts and masks."""
         left_out = {"prompt", "negative_prompt", "masks", "progress", "return_latents"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out} | {"regions": self.regions}
+        kept = {name: value for name, value in vars(self).items() if name not in left_out}
+        return kept | {"regions": self.regions}
 
 
 def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride: int) -> Parameters:
@@ -78,8 +79,8 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
         masks=_masks(arrays, regions=len(prompt), height=height, width=width),
         height=height,
         width=width,
-        num_inference_steps=_integer(arrays, "num_inference_steps", 1, limits.max_steps, default=50),
-        bootstrapping=_integer(arrays, "bootstrapping", 0, limits.max_steps, default=20),
+        num_inference_steps=_steps(arrays, "num_inference_steps", 1, limits, default=50),
+        bootstrapping=_steps(arrays, "bootstrapping", 0, limits, default=20),
         guidance_scale=_guidance_scale(arrays),
         seed=int(_scalar(arrays, "seed", secrets.randbits(32))),
         scheduler=(_texts(arrays, "scheduler", limits) or (DEFAULT_SAMPLER,))[0],
@@ -101,6 +102,10 @@ def _integer(arrays: Arrays, field: str, low: int, high: int, *, default: int | 
     if not low <= value <= high:
         raise InvalidRequestError(field, f"expected {low} to {high}, found {value}")
     return int(value)
+
+
+def _steps(arrays: Arrays, field: str, low: int, limits: Limits, *, default: int) -> int:
+    return _integer(arrays, field, low, limits.max_steps, default=min(default, limits.max_steps))
 
 
 def _size(arrays: Arrays, limits: Limits) -> tuple[int, int]:

@@ -326,6 +326,13 @@ def test_seed_alone_fixes_the_noise() -> None:
     assert not torch.equal(first_background_sample(parameters_of(seed=12)), noise)
 
 
+@pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
+def test_noise_that_a_sampler_adds_does_not_depend_on_bootstrapping_either(scheduler: str) -> None:
+    background_alone = [parameters_of(boxes=[], scheduler=scheduler, bootstrapping=steps) for steps in (0, 3)]
+    without, with_bootstrapping = (picture_of(parameters).latents for parameters in background_alone)
+    assert torch.equal(without, with_bootstrapping)
+
+
 def test_noise_of_a_seed_is_that_of_torch_on_the_cpu() -> None:
     expected = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(11))[0]
     assert torch.equal(first_background_sample(parameters_of()), expected)

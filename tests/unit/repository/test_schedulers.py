@@ -15,7 +15,6 @@ from tests.unit.repository.tiny import CONFIG, WINDOW, answer
 from views import make_views
 
 NAMES = sorted(SAMPLERS)
-LAYS_ONE_MORE = {"dpmpp_2m", "unipc"}  # their leading spacing counts one timestep more than the others'
 
 
 def one_region(guidance_scale: float = 1.0) -> Regions:

@@ -62,7 +62,7 @@ LOGS = [
     pytest.param("error: port taken\nbye\n", "error: port taken", id="an error line"),
     pytest.param("I1124 up\nE1124 no model\nW1124 slow\nI1124 down\n", "E1124 no model", id="the server's errors"),
     pytest.param("start\nRuntimeError: no\nend\n", "RuntimeError: no", id="an exception"),
-    pytest.param("E1\nE2\nbye\nE3\n", "E2\nE3", id="the last errors"),
+    pytest.param("E0101 1\nE0101 2\nEven so\nF0101 3\n", "E0101 2\nF0101 3", id="the last errors"),
     pytest.param("", "", id="nothing"),
 ]
 
