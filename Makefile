@@ -15,7 +15,7 @@ setup: $(STAMP) ## the virtual environment .venv with everything pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "setup: Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name one: make setup PYTHON=python3.11" >&2; exit 1; }
+	  echo "setup: Python 3.11 or 3.12 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); install one (apt-get install python3.11 python3.11-venv) or name one: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "setup: $(PYTHON) has no venv; install it with: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv

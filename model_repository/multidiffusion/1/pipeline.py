@@ -16,6 +16,7 @@ from torch import Tensor
 
 from checkpoint import Checkpoint
 from decoding import decode
+from errors import InvalidRequestError
 from parameters import Parameters
 from prompts import TokenizedPrompts, tokenize_prompts
 from regions import Canvas, make_canvas, overlaps, region_masks
@@ -26,6 +27,9 @@ from views import make_views
 
 # A seed's backgrounds are drawn apart from its noise: bootstrapping changes the picture, never the noise.
 BACKGROUND_STREAM = 0x9E3779B97F4A7C15
+# Views times regions. Planning that many takes about half a second, in which nobody else's picture goes on; it is room
+# for 2048x2048 pixels and 32 masks at the paper's stride.
+MAX_PAIRS = 25_000
 TILE_OVERLAP = 4  # a quarter of a VAE tile is shared with each neighbour
 
 
@@ -91,9 +95,16 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
     prompts = tokenize_prompts(checkpoint.tokenizer, parameters.prompt, parameters.negative_prompt)
     window = checkpoint.window
     canvas = make_canvas(parameters.height, parameters.width, window=window, cell=checkpoint.vae_scale_factor)
+    views = make_views(canvas.height, canvas.width, window=window, stride=parameters.view_stride)
+    if len(views) * parameters.regions > MAX_PAIRS:
+        raise InvalidRequestError(
+            "view_stride",
+            f"expected at most {MAX_PAIRS} pairs of view and region, found {len(views)} views of "
+            f"{parameters.regions} regions; a larger stride gives fewer views",
+        )
     regions = Regions(
         masks=torch.from_numpy(region_masks(parameters.masks, canvas)),
-        views=make_views(canvas.height, canvas.width, window=window, stride=parameters.view_stride),
+        views=views,
         window=window,
         prompt_embedding=prompts.prompt_embedding,
         negative_embedding=prompts.negative_embedding,

@@ -43,7 +43,7 @@ class Bootstrapping:
     """The first steps, in which a region sees its part of the canvas on a constant colour (eq. 9)."""
 
     palette: Tensor  # (P, 4, window, window) encoded colours
-    choices: Tensor  # (steps, V, R) int64, the colour of each region in each view and step
+    choices: Tensor  # (steps, V, R) integers, the colour of each region in each view and step
 
     @property
     def steps(self) -> int:
@@ -60,7 +60,7 @@ def draw_bootstrapping(
     palette: Tensor, *, steps: int, views: int, regions: int, generator: torch.Generator
 ) -> Bootstrapping:
     """A colour for each step, view and region, as the published implementation draws them."""
-    choices = torch.randint(len(palette), (steps, views, regions), generator=generator)
+    choices = torch.randint(len(palette), (steps, views, regions), generator=generator, dtype=torch.int16)
     return Bootstrapping(palette=palette, choices=choices)
 
 
@@ -125,7 +125,7 @@ class _RowInputs:
         sample = _crop(self.latents, row.view, self.regions)
         if row.source == CANVAS:
             return sample
-        colour = self.bootstrapping.palette[self.bootstrapping.choices[self.step, row.view, row.source]]
+        colour = self.bootstrapping.palette[int(self.bootstrapping.choices[self.step, row.view, row.source])]
         noise = _crop(self.noise, row.view, self.regions)
         background = self.scheduler.add_noise(colour[None], noise, self.timestep[None])
         mixed: Tensor = torch.where(self.regions.mask(row.view, row.source), sample, background)

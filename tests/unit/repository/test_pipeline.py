@@ -369,6 +369,13 @@ def test_steps_beyond_the_sampler_are_refused_before_any_network_is_asked() -> N
     assert networks.calls == []
 
 
+def test_more_views_than_can_be_planned_in_time_are_refused() -> None:
+    networks = Networks()
+    with pytest.raises(InvalidRequestError, match=r"view_stride: expected at most 25000 pairs .* a larger stride"):
+        picture_of(parameters_of(width=2048, height=2048, view_stride=1), networks)
+    assert networks.calls == []
+
+
 CROWD = [
     parameters_of(scheduler=scheduler, seed=seed, width=width, num_inference_steps=steps, bootstrapping=bootstrapping)
     for scheduler, seed, width, steps, bootstrapping in [
