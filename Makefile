@@ -1,6 +1,6 @@
 # Every verb makes the virtual environment itself when it is missing or older than its specification.
 PYTHON ?= python3
-CHECKPOINT ?= build/random_checkpoint
+CHECKPOINT ?= export/demo_checkpoint/checkpoint
 PROFILE ?= cpu
 REPOSITORY := build/model_repository
 BIN := .venv/bin
@@ -28,7 +28,7 @@ demo: export ## set up, export, start the stack, paint build/demo.jpg, stop
 serve: export ## Triton (8000-8002) and the gateway (5000) until Ctrl-C
 	$(BIN)/multsd-stack serve
 
-export: $(STAMP) $(CHECKPOINT) ## CHECKPOINT -> ONNX -> build/model_repository for PROFILE
+export: $(STAMP) $(CHECKPOINT) ## CHECKPOINT (build/random_checkpoint: made now) -> build/model_repository
 	@$(BIN)/multsd-export --checkpoint $(CHECKPOINT) --output $(REPOSITORY) --profile $(PROFILE)
 
 build/random_checkpoint: $(STAMP)

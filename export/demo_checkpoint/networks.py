@@ -5,22 +5,17 @@ The layout is that of a Stable Diffusion checkpoint, so `StableDiffusionPipeline
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, __version__
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from demo_checkpoint import language
+from demo_checkpoint.colour_path import build_colour_path
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
 START_ID, END_ID, UNKNOWN_ID = 0, 1, 2  # CLIPTextModel pools at the first END_ID, unless that is 2: keep it off 2
@@ -78,7 +73,11 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_vae() -> AutoencoderKL:
-    """The autoencoder between pixels (B, 3, 8h, 8w) in [-1, 1] and latents (B, 4, h, w)."""
+    """The autoencoder between pixels (B, 3, 8h, 8w) in [-1, 1] and latents (B, 4, h, w).
+
+    Without training it already encodes the mean colour of each cell and decodes cells of one colour; the trainer
+    teaches the decoder where inside a cell an edge runs.
+    """
     vae = AutoencoderKL(
         sample_size=WINDOW * VAE_SCALE_FACTOR,
         latent_channels=LATENT_CHANNELS,
@@ -86,45 +85,13 @@ def build_vae() -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        norm_num_groups=1,  # see hold_statistics
+        norm_num_groups=1,  # see colour_path.py
         mid_block_add_attention=False,  # any size at a cost linear in its pixels
-        scaling_factor=1.0,  # replaced by the trainer, which measures the latents
+        scaling_factor=1.5,  # the training pictures' cell colours have a standard deviation of 0.67
         force_upcast=False,
     )
-    hold_statistics(vae)
+    build_colour_path(vae)
     return vae
-
-
-@torch.no_grad()
-def hold_statistics(network: nn.Module, constant: float = 16.0) -> None:
-    """Initialise a network of residual blocks with one normalisation group so that normalising keeps colours.
-
-    Group normalisation divides by the spread of the whole input, so a flat colour is lost and an object's colour
-    depends on how large the object is. Here the first two channels of every feature map start as +constant and
-    -constant everywhere: they make up nearly all of the mean and the spread, which no longer depend on the picture.
-    The scale of each normalisation undoes the division. Training is free to change all of it, and does not.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):  # signals keep their size: nothing else will bring them back to it
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    for module in network.modules():
-        if isinstance(module, ResnetBlock2D):
-            for conv in (module.conv1, module.conv_shortcut):
-                if conv is not None:
-                    _make_constant(conv, constant)
-            _make_constant(module.conv2, 0.0)
-        elif isinstance(module, Downsample2D | Upsample2D):
-            _make_constant(cast(nn.Conv2d, module.conv), constant)
-        elif isinstance(module, nn.GroupNorm):
-            module.weight.fill_(constant * math.sqrt(2 / module.num_channels))
-        elif hasattr(module, "conv_in"):
-            _make_constant(cast(nn.Conv2d, module.conv_in), constant)
-
-
-def _make_constant(conv: nn.Conv2d, constant: float) -> None:
-    """Let the first two output channels be +constant and -constant, whatever the input."""
-    conv.weight[:2] = 0
-    cast(torch.Tensor, conv.bias)[:2] = torch.tensor([constant, -constant])
 
 
 def build_text_encoder() -> CLIPTextModel:

@@ -37,10 +37,11 @@ class Recognition:
 def colour_mask(pixels: Pixels, colour: str, *, tones: int = 1) -> Mask:
     """Pixels whose nearest colour is the named one; two tones take a texture's darker tone as the colour too."""
     names, palette = _palette()
-    distances = np.linalg.norm(pixels[..., None, :].astype(np.float32) - palette, axis=-1)  # (H, W, 2 * colours)
-    nearest = distances.argmin(axis=-1)
+    values = pixels.astype(np.float32)
+    # Squared distances (H, W, 2 * colours), by way of a matrix product.
+    squares = (values**2).sum(-1, keepdims=True) - 2 * values @ palette.T + (palette**2).sum(-1)
     wanted = [i for i, name in enumerate(names) if name == colour][:tones]
-    mask: Mask = np.isin(nearest, wanted) & (distances.min(axis=-1) < MAX_DISTANCE)
+    mask: Mask = np.isin(squares.argmin(axis=-1), wanted) & (squares.min(axis=-1) < MAX_DISTANCE**2)
     return mask
 
 

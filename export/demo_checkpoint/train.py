@@ -1,6 +1,7 @@
-"""Train the checkpoint: `python -m demo_checkpoint.train PHASE --work FOLDER`, phases vae, latents, unet in this order.
+"""Train the checkpoint: `python -m demo_checkpoint.train PHASE --work FOLDER`.
 
-Every phase can be stopped at any time; the same command goes on from the last state that was written.
+Phases vae and unet are independent of each other and may run at once; checkpoint writes FOLDER/checkpoint from whatever
+both have reached. A phase can be stopped at any time; the same command goes on from the last state that was written.
 """
 
 import argparse
@@ -11,24 +12,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 
 from demo_checkpoint.evaluate import held_out_requests, paint, score
-from demo_checkpoint.networks import WINDOW, Networks, build_networks, build_scheduler, save_checkpoint
-from demo_checkpoint.train_unet import Pool, TextToLatents, UnetPlan, encode_pictures, unet_batch, unet_loss
+from demo_checkpoint.networks import WINDOW, Networks, build_networks, build_scheduler, build_tokenizer, save_checkpoint
+from demo_checkpoint.train_unet import TextToLatents, UnetPlan, unet_batch, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
-from demo_checkpoint.training_state import LearningRate, TrainingState
+from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 100  # steps: about a minute's work is lost at worst
 LOG_EVERY = 25
-CHECK_EVERY = 500  # steps between held-out checks, which cost about as much as 50
+CHECK_EVERY = 2000  # steps between held-out checks, which cost about as much as 50
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
-POOL = {WINDOW // 2: 3000, WINDOW: 4000}  # pictures by side in cells; each is seen mirrored and turned
-SCALE_PICTURES = 64  # enough to know the latents' spread to a few per cent
 
 
 def run(
@@ -62,8 +60,10 @@ def run(
 
 
 def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> None:
-    """Train the autoencoder; the state is work/vae.pt, the result work/vae."""
+    """Train the autoencoder; the state is work/vae.pt."""
     vae = build_networks(plan.seed).vae.to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
     state = TrainingState(vae, ema_decay=0.995)
 
     def loss(step: int) -> torch.Tensor:
@@ -72,73 +72,51 @@ def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> No
             return vae_loss(vae, pictures, torch.Generator().manual_seed(step))
 
     run(state, work / "vae.pt", loss, plan.learning_rate(), stop_after=stop_after)
-    vae.load_state_dict(state.averaged_weights())
-    latents = encode_pictures(vae, plan.seed, WINDOW, SCALE_PICTURES).latents.float()
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(work / "vae")
-
-
-def encode_latents(work: Path, seed: int) -> None:
-    """Encode the pools work/latents-32.safetensors and work/latents-64.safetensors, where they are missing."""
-    vae = load_vae(work)
-    for cells, count in POOL.items():
-        path = pool_path(work, cells)
-        if not path.exists():
-            logger.info("encoding %d pictures of %d cells", count, cells)
-            encode_pictures(vae, seed, cells, count).save(path)
 
 
 def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None) -> None:
-    """Train UNet and text encoder; the state is work/unet.pt, the checkpoint so far work/checkpoint."""
-    vae, networks = load_vae(work), build_networks(plan.seed)
-    networks.unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow in bfloat16 on a CPU
-    network = TextToLatents(networks.unet, networks.text_encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Train UNet and text encoder; the state is work/unet.pt."""
+    networks = build_networks(plan.seed)
+    # Attention step by step: the backward pass of the fused kernel is slow in bfloat16 on a CPU.
+    networks.unet.set_attn_processor(AttnProcessor())
+    networks.text_encoder.set_attn_implementation("eager")
+    network = TextToLatents(networks.unet, networks.text_encoder).to(memory_format=torch.channels_last)
     state = TrainingState(network, ema_decay=0.998, weight_decay=0.01)
     scheduler = build_scheduler()
-    pools: dict[int, Pool] = {}
+    tokenizer = build_tokenizer()
 
     def loss(step: int) -> torch.Tensor:
-        cells = plan.cells(step)
-        if cells not in pools:
-            pools[cells] = Pool.load(pool_path(work, cells))
-        latents, input_ids = unet_batch(pools[cells], plan.seed, step, plan.rows(step))
-        return unet_loss(network, scheduler, latents, input_ids, seed=step)
+        latents, captions = unet_batch(plan.seed, step, plan.cells(step), plan.rows(step))
+        input_ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+        scaled = latents * networks.vae.config.scaling_factor
+        return unet_loss(network, scheduler, scaled, input_ids, seed=step)
 
     def check(step: int) -> None:
-        averaged = averaged_networks(state, vae)
-        save_checkpoint(work / "checkpoint", averaged, half=True)
-        if plan.cells(step) == WINDOW:
-            requests = held_out_requests(CHECK_REQUESTS, seed=1)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                pictures = paint(averaged, requests, seed=1, num_inference_steps=CHECK_STEPS)
-            logger.info("step %d: %s", step, score(requests, pictures))
+        if plan.cells(step) < WINDOW:
+            return
+        requests = held_out_requests(CHECK_REQUESTS, seed=1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pictures = paint(averaged_networks(work), requests, seed=1, num_inference_steps=CHECK_STEPS)
+        logger.info("step %d: %s", step, score(requests, pictures))
 
     run(state, work / "unet.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
 
-def averaged_networks(state: TrainingState, vae: AutoencoderKL) -> Networks:
-    """The checkpoint's networks with the moving average of the weights."""
+def averaged_networks(work: Path) -> Networks:
+    """The networks as they stand in the states of both phases, with the moving averages of their weights."""
     networks = build_networks(0)
-    network = TextToLatents(networks.unet, networks.text_encoder)
-    network.load_state_dict(state.averaged_weights())
-    return Networks(networks.unet.eval(), vae, networks.text_encoder.eval())
-
-
-def load_vae(work: Path) -> AutoencoderKL:
-    """The trained autoencoder."""
-    return AutoencoderKL.from_pretrained(work / "vae", local_files_only=True, use_safetensors=True).eval()
-
-
-def pool_path(work: Path, cells: int) -> Path:
-    """Where the pool of one size lies."""
-    return work / f"latents-{cells}.safetensors"
+    if (work / "vae.pt").exists():
+        networks.vae.load_state_dict(averaged_weights(work / "vae.pt"))
+    if (work / "unet.pt").exists():
+        TextToLatents(networks.unet, networks.text_encoder).load_state_dict(averaged_weights(work / "unet.pt"))
+    return Networks(networks.unet.eval(), networks.vae.eval(), networks.text_encoder.eval())
 
 
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
-    parser.add_argument("phase", choices=["vae", "latents", "unet"])
-    parser.add_argument("--work", type=Path, required=True, help="folder for states, latents and the checkpoint")
+    parser.add_argument("phase", choices=["vae", "unet", "checkpoint"])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two, and leaves a core free")
     parser.add_argument("--steps", type=int, default=UnetPlan.steps, help="of the unet phase")
     arguments = parser.parse_args()
@@ -146,10 +124,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.phase == "vae":
         train_vae(arguments.work, VaePlan())
-    elif arguments.phase == "latents":
-        encode_latents(arguments.work, VaePlan.seed)
-    else:
+    elif arguments.phase == "unet":
         train_unet(arguments.work, UnetPlan(steps=arguments.steps))
+    else:
+        save_checkpoint(arguments.work / "checkpoint", averaged_networks(arguments.work), half=True)
 
 
 if __name__ == "__main__":

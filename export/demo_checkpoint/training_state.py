@@ -32,7 +32,8 @@ class TrainingState:
 
     def __init__(self, network: nn.Module, *, ema_decay: float, weight_decay: float = 0.0) -> None:
         self.network = network
-        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay, betas=(0.9, 0.99))
+        trained = [weight for weight in network.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.99))
         self.ema_decay = ema_decay
         self.ema = {name: weight.detach().clone() for name, weight in network.state_dict().items()}
         self.step = 0
@@ -49,10 +50,6 @@ class TrainingState:
         self.step += 1
         self._average()
         return float(value.detach())
-
-    def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """The moving average, in the layout of the network's state_dict."""
-        return self.ema
 
     def save(self, path: Path) -> None:
         """Write everything to one file, which is replaced only once it is whole."""
@@ -77,3 +74,9 @@ class TrainingState:
         for name, weight in self.network.state_dict().items():
             if weight.is_floating_point():
                 self.ema[name].lerp_(weight, 1 - decay)
+
+
+def averaged_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The moving average in a state file, in the layout of the network's state_dict."""
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["ema"]
+    return weights

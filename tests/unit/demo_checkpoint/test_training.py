@@ -1,0 +1,96 @@
+"""Training: schedules, batches, and that a stopped run goes on as if it had not been stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from demo_checkpoint.evaluate import held_out_requests
+from demo_checkpoint.language import COLOURS, SHAPES
+from demo_checkpoint.networks import build_vae
+from demo_checkpoint.train import run
+from demo_checkpoint.train_unet import UnetPlan, unet_batch
+from demo_checkpoint.train_vae import cell_colours, vae_batch, vae_loss
+from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
+
+RATE = LearningRate(peak=1e-2, final=1e-4, warmup=1, hold=2, steps=4)
+
+
+def trained(path: Path, *stops: int | None) -> nn.Module:
+    """A small network trained in as many runs as there are stops, each as after a restart."""
+    for stop in stops:
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        state = TrainingState(network, ema_decay=0.9)
+
+        def loss(step: int, network: nn.Module = network) -> torch.Tensor:
+            rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            loss: torch.Tensor = network(rows).square().mean()
+            return loss
+
+        run(state, path, loss, RATE, stop_after=stop)
+    return network
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    straight, resumed = trained(tmp_path / "a.pt", None), trained(tmp_path / "b.pt", 2, None)
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    weights = averaged_weights(tmp_path / "a.pt"), averaged_weights(tmp_path / "b.pt")
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_learning_rate_warms_up_holds_and_falls() -> None:
+    rate = LearningRate(peak=1.0, final=0.1, warmup=10, hold=50, steps=100)
+    assert rate.at(4) == pytest.approx(0.5)
+    assert rate.at(10) == rate.at(50) == pytest.approx(1.0)
+    assert 0.1 < rate.at(75) < 1.0
+    assert rate.at(100) == pytest.approx(0.1)
+
+
+def test_the_average_forgets_the_random_start() -> None:
+    network = nn.Linear(1, 1)
+    state = TrainingState(network, ema_decay=0.999)
+    start = network.weight.detach().clone()
+    for _ in range(20):
+        state.advance(lambda: (network.weight - 1).square().sum() + 0 * network.bias.sum(), 0.1)
+    assert (state.ema["weight"] - 1).abs() < (start - 1).abs()
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    first, second = (unet_batch(0, 5, cells=16, rows=3) for _ in range(2))
+    assert first[1] == second[1]
+    assert torch.equal(first[0], second[0])
+    assert first[0].shape == (3, 4, 16, 16)
+    assert unet_batch(0, 6, cells=16, rows=3)[1] != first[1]
+
+
+def test_some_captions_are_dropped_and_some_hold_an_unknown_word() -> None:
+    captions = [text for step in range(20) for text in unet_batch(0, step, cells=8, rows=10)[1]]
+    assert 0.05 < captions.count("") / len(captions) < 0.2
+    assert any("<|unknown|>" in text for text in captions)
+
+
+def test_the_unet_sees_the_window_itself_in_the_end() -> None:
+    plan = UnetPlan()
+    assert plan.cells(0) == 32
+    assert plan.cells(plan.steps - 1) == 64
+    assert plan.small_steps < plan.steps / 2
+
+
+def test_the_decoder_starts_with_right_colours() -> None:
+    pictures = vae_batch(0, 0)
+    with torch.no_grad():
+        loss = vae_loss(build_vae(), pictures, torch.Generator().manual_seed(0))
+    assert pictures.shape == (8, 3, 128, 128)
+    assert cell_colours(pictures).shape == (8, 4, 16, 16)
+    assert loss < 0.25  # a decoder from random weights starts above 1
+
+
+def test_held_out_requests_use_every_colour_and_shape() -> None:
+    requests = held_out_requests(100, seed=0)
+    assert {request.thing.colour for request in requests} == set(COLOURS)
+    assert {request.thing.shape for request in requests} == set(SHAPES)
+    assert sum(request.ground is not None for request in requests) == 34
+    assert requests == held_out_requests(100, seed=0)
