@@ -80,7 +80,7 @@ def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None) -> 
     # Attention step by step: the backward pass of the fused kernel is slow in bfloat16 on a CPU.
     networks.unet.set_attn_processor(AttnProcessor())
     networks.text_encoder.set_attn_implementation("eager")
-    network = TextToLatents(networks.unet, networks.text_encoder).to(memory_format=torch.channels_last)
+    network = TextToLatents(networks.unet, networks.text_encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of the annotations
     state = TrainingState(network, ema_decay=0.998, weight_decay=0.01)
     scheduler = build_scheduler()
     tokenizer = build_tokenizer()
