@@ -57,14 +57,15 @@ def request(module: Any, **changes: Any) -> list[Any]:
     return tensors(module, **{name: value for name, value in values.items() if value is not None})
 
 
-def stream(url: str, inputs: list[Any]) -> list[Any]:
-    """All responses of the decoupled model to one request; raises its error."""
+def stream(url: str, inputs: list[Any], outputs: list[str] | None = None) -> list[Any]:
+    """All responses of the decoupled model to one request, with the outputs named or all; raises its error."""
     answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
     with grpcclient.InferenceServerClient(url) as client:
         client.start_stream(
             callback=lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"}
         )
-        client.async_stream_infer("multidiffusion", inputs, enable_empty_final_response=True)
+        wanted = [grpcclient.InferRequestedOutput(name) for name in outputs or []] or None
+        client.async_stream_infer("multidiffusion", inputs, outputs=wanted, enable_empty_final_response=True)
         results = []
         while True:
             result, error = answers.get(timeout=60)
@@ -96,6 +97,27 @@ def test_progress_is_told_when_asked_for(triton_grpc: str) -> None:
 def test_latents_are_returned_when_asked_for(triton_grpc: str) -> None:
     (final,) = stream(triton_grpc, request(grpcclient, return_latents=np.array([True])))
     assert final.as_numpy("latents").shape == (4, 64, 64)
+
+
+OUTPUTS = ["image", "warnings", "report", "latents", "progress_steps"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_any_one_output_may_be_asked_for_of_the_decoupled_model(name: str, triton_grpc: str) -> None:
+    inputs = request(grpcclient, return_latents=np.array([True]), progress=np.array([True]))
+    responses = stream(triton_grpc, inputs, [name])
+    named = [{output.name for output in response.get_response().outputs} for response in responses]
+    assert set().union(*named) == {name}
+    assert stream(triton_grpc, request(grpcclient))[-1].as_numpy("image").shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize("name", OUTPUTS[:-1])
+def test_any_one_output_may_be_asked_for_of_the_unary_model(name: str, triton_http: str) -> None:
+    inputs = request(httpclient, return_latents=np.array([True]))
+    with httpclient.InferenceServerClient(triton_http, network_timeout=60) as client:
+        result = client.infer("multidiffusion_unary", inputs, outputs=[httpclient.InferRequestedOutput(name)])
+        assert [output["name"] for output in result.get_response()["outputs"]] == [name]
+        assert client.infer("multidiffusion_unary", request(httpclient)).as_numpy("image").shape == (512, 512, 3)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -1,6 +1,7 @@
 """The command `multsd-stack`: Triton and the gateway together on this machine.
 
-Exit codes: 0 done, or stopped by a signal; 1 something the stack needs is missing, or a process has ended.
+Exit codes: 0 done, or `serve` was stopped by a signal; 1 something the stack needs is missing, or a process has ended;
+130 `demo` was stopped before its picture was there.
 """
 
 import json
@@ -27,7 +28,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 @app.command()
 def serve() -> None:
     """Run Triton and the gateway until Ctrl-C or SIGTERM. Settings: MULTSD_PORT, MULTSD_TRITON_HTTP_PORT, ..."""
-    with _stack() as stack:
+    with _stack(status_when_stopped=0) as stack:
         console.print(f"ready: POST {stack.url}/multsd (Ctrl-C stops both)")
         stack.watch()
 
@@ -39,7 +40,7 @@ def demo(
 ) -> None:
     """Start both, paint one picture, stop both."""
     body = json.loads(request.read_text())
-    with _stack() as stack, progress_bar(console) as on_progress, Client(stack.url) as client:
+    with _stack(status_when_stopped=130) as stack, progress_bar(console) as on_progress, Client(stack.url) as client:
         result = client.generate(body, on_progress=on_progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(result.image)
@@ -49,12 +50,13 @@ def demo(
 
 
 @contextmanager
-def _stack() -> Iterator[Stack]:
+def _stack(*, status_when_stopped: int) -> Iterator[Stack]:
     try:
         with stop_signals(), running_stack(StackSettings(), load_settings({}), console.print) as stack:
             yield stack
     except StopRequestedError as stop:
         console.print(f"stopped by {stop}")
+        raise typer.Exit(status_when_stopped) from None
     except (StackError, MultsdError) as error:
         console.print(f"multsd-stack: {error}", style="red", markup=False)
         raise typer.Exit(1) from None

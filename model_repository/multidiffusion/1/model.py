@@ -5,6 +5,7 @@ The only module that knows Triton. The networks are called through BLS.
 
 import asyncio
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from admission import Admission
 from checkpoint import load_checkpoint
 from embedding_cache import EmbeddingCache
 from errors import CancelledRequestError, InvalidRequestError, NetworkError, OverloadedError
-from parameters import Limits, Parameters, parse_parameters
+from parameters import Limits, parse_parameters
 from pipeline import Picture, paint
 from sampling import UNetRows
 from schedulers import DEFAULT_SAMPLER, make_scheduler
@@ -63,6 +64,7 @@ class TritonPythonModel:
         sender = request.get_response_sender()
         try:
             async with self.admission:
+                check_cancelled(sender)  # it may have waited long
                 response = await self._paint(request, sender)
         except Exception as error:  # the one place where errors become codes
             response = pb_utils.InferenceResponse(error=to_triton_error(error, request))
@@ -76,16 +78,17 @@ class TritonPythonModel:
             view_stride=self.checkpoint.view_stride,
         )
 
+        wanted = frozenset(request.requested_output_names())
+
         def before_step(step: int) -> None:
-            if sender.is_cancelled():
-                raise CancelledRequestError(f"cancelled after {step} of {parameters.num_inference_steps} steps")
-            if parameters.progress and step:
+            check_cancelled(sender)
+            if parameters.progress and step and "progress_steps" in wanted:
                 sender.send(progress_response(step, parameters.num_inference_steps))
 
         networks = BlsNetworks(request.request_id(), self.embeddings)
         picture = await paint(parameters, checkpoint=self.checkpoint, networks=networks, before_step=before_step)
         self._count(picture)
-        return picture_response(picture, parameters)
+        return picture_response(picture, wanted if parameters.return_latents else wanted - {"latents"})
 
     def _count(self, picture: Picture) -> None:
         """Rows of finished pictures, so that the two counters compare; the cache's own counts."""
@@ -150,22 +153,29 @@ def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:
     return None if tensor is None else tensor.as_numpy()
 
 
+def check_cancelled(sender: Any) -> None:
+    """Raises CancelledRequestError when the client has gone."""
+    if sender.is_cancelled():
+        raise CancelledRequestError("cancelled by the client")
+
+
 def progress_response(step: int, num_inference_steps: int) -> Any:
     """One of the responses before the final one."""
     steps = np.array([step, num_inference_steps], dtype=np.int32)
     return pb_utils.InferenceResponse([pb_utils.Tensor("progress_steps", steps)])
 
 
-def picture_response(picture: Picture, parameters: Parameters) -> Any:
-    """The final response."""
-    tensors = [
-        pb_utils.Tensor("image", picture.image),
-        pb_utils.Tensor("warnings", json_array(picture.warnings)),
-        pb_utils.Tensor("report", json_array([picture.report])),
-    ]
-    if parameters.return_latents:
-        tensors.append(pb_utils.Tensor("latents", picture.latents.numpy()))
-    return pb_utils.InferenceResponse(tensors)
+def picture_response(picture: Picture, wanted: Collection[str]) -> Any:
+    """The final response, with the wanted outputs only: Triton kills this process when it has to drop a large one."""
+    outputs: dict[str, Callable[[], npt.NDArray[Any]]] = {
+        "image": lambda: picture.image,
+        "warnings": lambda: json_array(picture.warnings),
+        "report": lambda: json_array([picture.report]),
+        "latents": picture.latents.numpy,
+    }
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, array()) for name, array in outputs.items() if name in wanted]
+    )
 
 
 def json_array(values: list[dict[str, Any]]) -> npt.NDArray[np.object_]:
