@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -13,7 +14,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import InferResult
 from tritonclient.grpc.aio import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from multsd_client import tensors
 from multsd_client.tensors import ModelRequest, Picture, Progress
@@ -36,6 +37,9 @@ _STREAM_HEADERS = {"triton_grpc_error": "true"}
 
 # What Triton says, still without a code, of a model that is not (or no longer) loaded.
 _NOT_LOADED = ("unknown model", "is not ready", "no available versions", "unloaded")
+
+# What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
+_DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
 
 _PING_SECONDS = 1.0
 
@@ -66,7 +70,7 @@ def error_of(code: str, message: str) -> GatewayError:
     """The gateway's exception for a status of Triton, by its gRPC name."""
     if code == "INVALID_ARGUMENT":
         return InvalidRequestError([note_of_message(message)])
-    if code in ("UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED"):
+    if code in ("UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED") or _DEAD.search(message):
         return ModelUnavailableError(message)
     if code in ("CANCELLED", "DEADLINE_EXCEEDED"):
         return DeadlineExceededError(f"the model gave up: {message}")
@@ -79,6 +83,7 @@ class TritonPainter:
     def __init__(self, url: str, *, silence_seconds: float) -> None:
         self._url = url
         self._silence = silence_seconds
+        self._suspects: set[str] = set()  # models that Triton calls ready and whose process was found dead
 
     @cached_property
     def _client(self) -> InferenceServerClient:
@@ -91,7 +96,9 @@ class TritonPainter:
             async with self._while_alive():
                 return await _last(call, on_progress)
         except grpc.RpcError as error:
-            raise error_of(error.code().name, error.details() or "") from error
+            message = error.details() or ""
+            self._suspects.update(_DEAD.findall(message))
+            raise error_of(error.code().name, message) from error
         finally:
             call.cancel()
 
@@ -104,9 +111,27 @@ class TritonPainter:
 
     async def _ready(self, model: str) -> bool:
         try:
-            return bool(await self._client.is_model_ready(model))
+            ready = bool(await self._client.is_model_ready(model))
+            return ready and (model not in self._suspects or await self._answers(model))
         except InferenceServerException:
             return False
+
+    async def _answers(self, model: str) -> bool:
+        """Whether a suspect's process is there after all, since Triton was started anew: it refuses empty tensors."""
+        metadata = await self._client.get_model_metadata(model)
+        inputs = [_smallest_input(tensor) for tensor in metadata.inputs]
+        call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}))
+        try:
+            async for _, error in call:
+                if error is not None and _DEAD.search(str(error)):
+                    return False
+                break
+        except grpc.RpcError:
+            return False
+        finally:
+            call.cancel()
+        self._suspects.discard(model)
+        return True
 
     @asynccontextmanager
     async def _while_alive(self) -> AsyncIterator[None]:
@@ -135,13 +160,26 @@ class TritonPainter:
             await asyncio.sleep(_PING_SECONDS)
 
 
-async def _requests(request: ModelRequest, request_id: str) -> AsyncIterator[dict[str, Any]]:
-    inputs = tensors.to_tensors(request)
-    yield {
-        "model_name": tensors.MODEL,
-        "inputs": [_infer_input(name, array) for name, array in inputs.items()],
-        "request_id": request_id,
-    }
+def _requests(request: ModelRequest, request_id: str) -> AsyncIterator[dict[str, Any]]:
+    inputs = [_infer_input(name, array) for name, array in tensors.to_tensors(request).items()]
+    return _once({"model_name": tensors.MODEL, "inputs": inputs, "request_id": request_id})
+
+
+async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    yield request
+
+
+def _smallest_input(metadata: Any) -> InferInput:
+    """Zeros, or empty texts, of 1 in each dimension that is left open."""
+    shape = [max(int(side), 1) for side in metadata.shape]
+    array = (
+        np.full(shape, b"", object)
+        if metadata.datatype == "BYTES"
+        else np.zeros(shape, triton_to_np_dtype(metadata.datatype))
+    )
+    tensor = InferInput(metadata.name, shape, metadata.datatype)
+    tensor.set_data_from_numpy(array)
+    return tensor
 
 
 def _infer_input(name: str, array: tensors.Array) -> InferInput:

@@ -1,5 +1,6 @@
 """Processes that die: the local stack stops as a whole; a gateway that runs apart outlives its Triton."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,33 +16,16 @@ import httpx
 import pytest
 
 from multsd_gateway.settings import Settings
-from multsd_gateway.stack.processes import Child, start_child
+from multsd_gateway.stack.processes import Child, alive, command_line, descendants, start_child
 from multsd_gateway.stack.settings import StackSettings
-from multsd_gateway.stack.triton import start_triton
+from multsd_gateway.stack.triton import model_processes, start_triton
 from multsd_gateway.stack.waiting import wait_until_ready
 from tests.integration.conftest import REPOSITORY, stack_settings
 from tests.integration.requests_and_pictures import request_body
 
 
-def descendants(pid: int) -> list[int]:
-    """Process ids below `pid`, as the kernel knows them."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not collected yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def serve(logs: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """Start `multsd-stack serve` on ports of its own and wait until it says that it is ready."""
+def start_stack(logs: Path, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """Start a verb of `multsd-stack` on ports of its own."""
     stack, gateway = stack_settings(logs)
     environment = {
         "MULTSD_PORT": str(gateway.port),
@@ -53,11 +37,18 @@ def serve(logs: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
         "MULTSD_LOGS": str(logs),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "multsd_gateway.stack.cli", "serve"],
+        [sys.executable, "-m", "multsd_gateway.stack.cli", *arguments],
         env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+    return process, environment
+
+
+def serve(logs: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """Start `multsd-stack serve` and wait until it says that it is ready."""
+    process, environment = start_stack(logs, "serve")
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
@@ -70,7 +61,7 @@ def serve(logs: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
 def child_named(process: subprocess.Popen[str], word: str) -> int:
     """The child whose command line holds `word`."""
     for pid in descendants(process.pid):
-        if word in Path(f"/proc/{pid}/cmdline").read_text():
+        if any(word in each for each in command_line(pid)):
             return pid
     raise AssertionError(word)
 
@@ -80,9 +71,10 @@ def child_named(process: subprocess.Popen[str], word: str) -> int:
     [
         ("bin/tritonserver", 1, "triton was killed by SIGKILL"),
         ("multsd_gateway", 1, "gateway was killed by SIGKILL"),
+        ("/unet/1/model.py", 1, "triton's process of the model unet has ended"),
         (None, 0, "stopped by SIGTERM"),
     ],
-    ids=["triton dies", "gateway dies", "SIGTERM"],
+    ids=["triton dies", "gateway dies", "a model's process dies", "SIGTERM"],
 )
 def test_local_stack_stops_as_a_whole_and_leaves_no_process(
     tmp_path: Path, victim: str | None, status: int, message: str
@@ -173,6 +165,54 @@ def test_gateway_outlives_triton_and_serves_again(tmp_path: Path) -> None:
         with triton(settings, tmp_path / "second.log"):
             ready_again(gateway)
             assert gateway.post("/multsd", json=request_body()).status_code == 200
+
+
+@pytest.mark.parametrize("model", ["multidiffusion", "unet"])
+def test_dead_model_process_is_unavailable_until_triton_is_started_anew(tmp_path: Path, model: str) -> None:
+    settings, gateway_settings = stack_settings(tmp_path)
+    with gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway:
+        with triton(settings, tmp_path / "first.log") as first:
+            ready_again(gateway)
+            (pid,) = [pid for pid, name in model_processes(first).items() if name == model]
+            os.kill(pid, signal.SIGKILL)
+            response = gateway.post("/multsd", json=request_body())
+            assert response.status_code == 503, response.text
+            assert int(response.headers["Retry-After"]) > 0
+            assert gateway.get("/readyz").json()["missing"] == [model]
+            assert gateway.get("/readyz").status_code == 503
+
+        with triton(settings, tmp_path / "second.log"):
+            ready_again(gateway)
+            assert gateway.post("/multsd", json=request_body()).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_during_the_start_leaves_one_sentence_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    process = start_stack(tmp_path, "serve")[0]
+    assert process.stderr is not None
+    assert "waiting for Triton" in process.stderr.readline()
+    family = descendants(process.pid)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=90)
+    assert stderr.splitlines()[-1] == f"stopped by {number.name}"
+    assert "Traceback" not in stderr
+    assert process.returncode == 0
+    assert not [pid for pid in family if alive(pid)]
+
+
+def test_interrupted_demo_ends_without_a_picture_or_a_traceback(tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(request_body(ddim_steps=190)))
+    picture = tmp_path / "demo.jpg"
+    process = start_stack(tmp_path, "demo", "--request", str(request), "--output", str(picture))[0]
+    assert process.stderr is not None
+    assert any("waiting for the gateway" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=90)
+    assert "stopped by SIGINT" in stderr
+    assert "Traceback" not in stderr
+    assert process.returncode == 130
+    assert not picture.exists()
 
 
 def ready_again(gateway: httpx.Client) -> None:

@@ -47,6 +47,34 @@ class Child:
         self.process.wait()
 
 
+def descendants(pid: int) -> list[int]:
+    """Ids of the processes below `pid`, as the kernel knows them; none where it has ended."""
+    try:
+        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _read(task / "children").split()]
+    except FileNotFoundError:
+        return []
+    return [each for child in map(int, children) for each in (child, *descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not collected yet does not."""
+    state = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return bool(state) and state[0] != "Z"
+
+
+def command_line(pid: int) -> list[str]:
+    """The words that a process was started with; none where it has ended."""
+    return _read(Path(f"/proc/{pid}/cmdline")).split("\0")
+
+
+def _read(path: Path) -> str:
+    """A file of /proc, empty where its process has ended."""
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def start_child(name: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
     """Start a process in a group of its own; it gets SIGTERM when the parent dies, however that happens."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from types import FrameType
 
 from multsd_gateway.settings import Settings
 from multsd_gateway.stack.errors import PrerequisiteError, ProcessEndedError
-from multsd_gateway.stack.processes import Child, start_child
+from multsd_gateway.stack.processes import Child, alive, start_child
 from multsd_gateway.stack.settings import StackSettings
-from multsd_gateway.stack.triton import LOOPBACK, start_triton
+from multsd_gateway.stack.triton import LOOPBACK, model_processes, start_triton
 from multsd_gateway.stack.waiting import POLL_S, check_ports_free, wait_until_ready
 
 Report = Callable[[str], None]  # is told what the stack does and waits for
@@ -31,12 +31,17 @@ class Stack:
     triton: Child
     gateway: Child
     url: str  # of the gateway
+    models: Mapping[int, str]  # process id -> model, the processes inside Triton
 
     def check(self) -> None:
-        """Raises ProcessEndedError when either process has ended."""
+        """Raises ProcessEndedError when a process has ended, one inside Triton too."""
         for child in (self.triton, self.gateway):
             if ended := child.ended():
                 raise ProcessEndedError(f"{child.name} {ended}; from {child.log}:\n{child.log_excerpt()}")
+        for pid, model in self.models.items():
+            if not alive(pid):
+                log = self.triton.log
+                raise ProcessEndedError(f"triton's process of the model {model} has ended; see {log}")
 
     def watch(self) -> None:
         """Return never: raises ProcessEndedError, or whatever a signal handler raises."""
@@ -57,7 +62,7 @@ def running_stack(settings: StackSettings, gateway: Settings, report: Report) ->
         {f"MULTSD_TRITON_{name.upper()}_PORT": port for name, port in vars(settings.triton_ports).items()}, LOOPBACK
     )
     with _running_triton(settings, report) as triton, _running_gateway(settings, gateway, triton, report) as child:
-        yield Stack(triton=triton, gateway=child, url=gateway_url(gateway))
+        yield Stack(triton=triton, gateway=child, url=gateway_url(gateway), models=model_processes(triton))
 
 
 def check_repository(repository: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multsd_gateway.stack.errors import PrerequisiteError
-from multsd_gateway.stack.processes import Child, start_child
+from multsd_gateway.stack.processes import Child, command_line, descendants, start_child
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LOOPBACK = "127.0.0.1"
@@ -111,6 +111,16 @@ def triton_command(wheel: TritonWheel, *, repository: Path, backends: Path, port
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
     ]
+
+
+def model_processes(triton: Child) -> dict[int, str]:
+    """The processes that run Triton's Python models: process id -> model. Triton starts none of them again."""
+    found = {}
+    for pid in descendants(triton.process.pid):
+        for word in command_line(pid):
+            if word.endswith("/model.py"):
+                found[pid] = Path(word).parent.parent.name  # <model>/<version>/model.py
+    return found
 
 
 def start_triton(repository: Path, *, ports: TritonPorts, backends: Path, log: Path) -> Child:

@@ -20,7 +20,7 @@ from tests.unit.stack.children import shell
 
 def test_stack_of_two_running_processes_is_well(tmp_path: Path) -> None:
     with shell("sleep 60", tmp_path, name="triton") as triton, shell("sleep 60", tmp_path, name="gateway") as gateway:
-        Stack(triton, gateway, "http://localhost").check()
+        Stack(triton, gateway, "http://localhost", models={}).check()
         assert (triton.ended(), gateway.ended()) == (None, None)
 
 
@@ -32,7 +32,7 @@ def test_watching_ends_when_either_process_does_and_tells_why(tmp_path: Path, en
         shell(scripts["gateway"], tmp_path, name="gateway") as gateway,
         pytest.raises(ProcessEndedError) as failure,
     ):
-        Stack(triton, gateway, "http://localhost").watch()
+        Stack(triton, gateway, "http://localhost", models={}).watch()
     log = tmp_path / f"{ended}.log"
     assert str(failure.value) == f"{ended} exited with status 2; from {log}:\nerror: out of memory"
 
@@ -66,3 +66,10 @@ def test_signal_asks_to_stop_once_and_is_as_before_afterwards(number: signal.Sig
         os.kill(os.getpid(), number)  # the second one disturbs nobody
         assert signal.getsignal(number) is signal.SIG_IGN
     assert signal.getsignal(number) is former
+
+
+def test_ended_process_of_a_model_is_told_by_the_models_name(tmp_path: Path) -> None:
+    with shell("sleep 60", tmp_path) as triton, shell("sleep 60", tmp_path) as gateway:
+        stack = Stack(triton, gateway, "http://localhost", models={2**22 + 1: "unet"})  # above the kernel's largest id
+        with pytest.raises(ProcessEndedError, match="triton's process of the model unet has ended"):
+            stack.check()
