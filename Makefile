@@ -6,7 +6,7 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve export test test-unit test-integration lint format bench clean
+.PHONY: help setup demo serve export test test-unit test-integration lint format bench bench-quality clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ lint: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## let ruff put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-quality: export ## whether regions hold what their prompts say: 100 requests, about 35 minutes
+	$(BIN)/python -m tests.benchmarks.quality
 
 bench: export ## where the time of one request goes
 	$(BIN)/python -m tests.benchmarks.bench
