@@ -22,8 +22,9 @@ from multsd_gateway.logs import request_id_var
 from multsd_gateway.middleware import RequestIds
 from multsd_gateway.pictures import wanted_format
 from multsd_gateway.replies import error_event, handle_gateway_error, handle_http_error, picture_reply
-from multsd_gateway.service import Order, Service
+from multsd_gateway.service import Order, Painting, Service
 from multsd_gateway.settings import Settings
+from multsd_gateway.uploads import Upload
 
 READY_SECONDS = 2.0
 METRICS_SECONDS = 2.0
@@ -40,10 +41,8 @@ class Gateway:
     async def multsd(self, request: Request) -> Response:
         """Answer with the whole picture."""
         wanted = wanted_format(request.headers.get("accept", "*/*"))
-        with self._service.admission.enter():
-            body = await self._body(request)
-            order = Order(request_id=request_id_var.get(), strict=_strict(request), picture_format=wanted.name)
-            painting = await while_connected(request.receive, self._service.paint(body, order))
+        order = Order(request_id=request_id_var.get(), strict=_strict(request), picture_format=wanted.name)
+        painting = await self._paint(request, order)
         return picture_reply(painting) if wanted.as_picture else JSONResponse(painting.to_json())
 
     async def stream(self, request: Request) -> Response:
@@ -60,9 +59,7 @@ class Gateway:
                 on_start=sender.start,
                 on_progress=on_progress,
             )
-            with self._service.admission.enter():
-                body = await self._body(request)
-                painting = await while_connected(request.receive, self._service.paint(body, order))
+            painting = await self._paint(request, order)
             await sender.event("result", painting.to_json())
 
         return EventStream(work, on_error=error_event)
@@ -93,10 +90,18 @@ class Gateway:
             raise ModelUnavailableError(f"no metrics from Triton: {type(error).__name__}") from error
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
-    async def _body(self, request: Request) -> bytes:
+    async def _paint(self, request: Request, order: Order) -> Painting:
+        """A request takes its place only when all of it is there: a slow body keeps nobody out."""
+        with self._service.uploads.receive() as upload:
+            await self._read(request, upload)
+            with self._service.admission.enter():
+                return await while_connected(request.receive, self._service.paint(upload, order))
+
+    async def _read(self, request: Request, upload: Upload) -> None:
         try:
-            return await read_body(
+            await read_body(
                 request.stream(),
+                upload,
                 declared=request.headers.get("content-length"),
                 limit=self._settings.max_body_bytes,
                 seconds=self._settings.body_seconds,

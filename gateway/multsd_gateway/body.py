@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from multsd_client.errors import FieldNote
 from multsd_gateway.errors import BodyTooLargeError, BodyTooSlowError, InvalidRequestError
+from multsd_gateway.uploads import Upload
 from multsd_gateway.wording import clip, found
 
 MAX_DEPTH = 16
@@ -20,23 +21,23 @@ MAX_CONTAINERS = 10_000
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z|\\\Z)|[\[\]{}]', re.DOTALL)
 
 
-async def read_body(chunks: AsyncIterator[bytes], *, declared: str | None, limit: int, seconds: float) -> bytes:
+async def read_body(
+    chunks: AsyncIterator[bytes], upload: Upload, *, declared: str | None, limit: int, seconds: float
+) -> None:
     """Gather a body of at most `limit` bytes. declared: the Content-Length header.
 
-    Raises BodyTooLargeError as soon as the limit is passed, BodyTooSlowError after `seconds`.
+    Raises BodyTooLargeError as soon as the limit is passed, BodyTooSlowError after `seconds`, and OverloadedError.
     """
     if declared is not None and declared.isdecimal() and int(declared[:20]) > limit:
         raise BodyTooLargeError(f"body: expected at most {limit} bytes, got {declared[:20]}")
-    body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             async for chunk in chunks:
-                body += chunk
-                if len(body) > limit:
+                upload.add(chunk)
+                if len(upload) > limit:
                     raise BodyTooLargeError(f"body: expected at most {limit} bytes, got more")
     except TimeoutError:
-        raise BodyTooSlowError(f"body: expected within {seconds:g} s, got {len(body)} bytes by then") from None
-    return bytes(body)
+        raise BodyTooSlowError(f"body: expected within {seconds:g} s, got {len(upload)} bytes by then") from None
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

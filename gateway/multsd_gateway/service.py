@@ -23,6 +23,7 @@ from multsd_gateway.limits import check_limits
 from multsd_gateway.masks import Mask, decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
+from multsd_gateway.uploads import Upload, Uploads
 
 # JSON readers that keep numbers as doubles hold 2^53 exactly; a seed that is drawn stays well below.
 DRAWN_SEEDS = 2**32
@@ -82,23 +83,31 @@ class Service:
         self._settings = settings
         self._painter = painter
         self._threads = CapacityLimiter(settings.image_threads)
+        self.uploads = Uploads(settings.max_uploaded_bytes)
         self.admission = Admission(running=settings.max_running, waiting=settings.max_waiting)
 
-    async def paint(self, body: bytes, order: Order) -> Painting:
-        """Paint one picture. Raises GatewayError; cancelling the call stops the work."""
+    async def paint(self, upload: Upload, order: Order) -> Painting:
+        """Paint one picture. Raises GatewayError; cancelling the call stops the work.
+
+        The body is released as soon as its masks are decoded.
+        """
         seconds = self._settings.request_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await self._paint(body, order)
+                return await self._paint(upload, order)
         except TimeoutError:
             raise DeadlineExceededError(f"expected a picture within {seconds:g} s, it was not ready") from None
 
-    async def _paint(self, body: bytes, order: Order) -> Painting:
-        request, warnings = await self._in_thread(lambda: check(body, strict=order.strict, settings=self._settings))
+    async def _paint(self, upload: Upload, order: Order) -> Painting:
+        request, warnings = await self._in_thread(
+            lambda: check(bytes(upload), strict=order.strict, settings=self._settings)
+        )
         async with self.admission.slot():
             masks, mask_warnings = await self._in_thread(
                 lambda: decode_masks(request.masks, width=request.width, height=request.height, settings=self._settings)
             )
+            request = request.model_copy(update={"masks": ()})  # decoded; their text may be most of the body
+            upload.release()
             if order.on_start is not None:
                 await order.on_start()
             picture = await self._painter.paint(

@@ -37,15 +37,18 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=20_000_000, ge=1, description="Largest request body.")
     max_image_pixels: int = Field(default=4096 * 4096, ge=1, description="Largest mask image as sent, width * height.")
     max_mask_pixels: int = Field(
-        default=64 * 1024 * 1024,
+        default=32 * 1024 * 1024,
         ge=1,
-        description="Most mask pixels of a request: as sent, and stretched to the canvas.",
+        description="Most mask pixels of a request: as sent, and stretched to the picture.",
     )
 
+    max_uploaded_bytes: int = Field(
+        default=200_000_000, ge=1, description="Most bytes of all bodies together that arrive or wait; past it 503."
+    )
     body_seconds: float = Field(default=30.0, gt=0, description="Longest time for a body to arrive.")
     request_seconds: float = Field(
         default=300.0, gt=0, description="Longest time from a request's arrival to its picture."
     )
-    max_running: int = Field(default=16, ge=1, description="Requests at work in Triton at once.")
+    max_running: int = Field(default=8, ge=1, description="Requests at work in Triton at once.")
     max_waiting: int = Field(default=32, ge=0, description="Requests that may wait for those; past it 503 at once.")
     image_threads: int = Field(default=2, ge=1, description="Pictures and mask sets decoded or encoded at once.")

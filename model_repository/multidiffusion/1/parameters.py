@@ -5,7 +5,7 @@ R regions, region 0 is the background; height and width in pixels.
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ class Limits(NamedTuple):
 
     max_pixels: int  # height * width
     max_regions: int  # the background counted
+    max_mask_pixels: int  # height * width * masks
     max_steps: int
     max_prompt_bytes: int  # of each prompt, UTF-8
     max_running: int  # requests painted at a time
@@ -70,13 +71,13 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
     Raises InvalidRequestError naming field, expected and found.
     """
     prompt = _texts(arrays, "prompt", limits)
-    if not 1 <= len(prompt) <= limits.max_regions:
-        raise InvalidRequestError("prompt", f"expected 1 to {limits.max_regions} regions, found {len(prompt)}")
+    if not prompt:
+        raise InvalidRequestError("prompt", f"expected 1 to {limits.max_regions} regions, found 0")
     height, width = _size(arrays, limits)
     return Parameters(
         prompt=prompt,
         negative_prompt=_negatives(arrays, limits, regions=len(prompt)),
-        masks=_masks(arrays, regions=len(prompt), height=height, width=width),
+        masks=_masks(arrays, limits, regions=len(prompt), height=height, width=width),
         height=height,
         width=width,
         num_inference_steps=_steps(arrays, "num_inference_steps", 1, limits, default=50),
@@ -128,7 +129,9 @@ def _guidance_scale(arrays: Arrays) -> float:
 
 def _texts(arrays: Arrays, field: str, limits: Limits) -> tuple[str, ...]:
     array = arrays.get(field)
-    values: Iterable[bytes] = () if array is None else array.reshape(-1)
+    values: Sequence[bytes] = [] if array is None else array.reshape(-1).tolist()
+    if len(values) > limits.max_regions:  # counted before any is decoded
+        raise InvalidRequestError(field, f"expected 1 to {limits.max_regions} regions, found {len(values)}")
     return tuple(_text(value, f"{field}[{index}]", limits) for index, value in enumerate(values))
 
 
@@ -152,9 +155,13 @@ def _negatives(arrays: Arrays, limits: Limits, *, regions: int) -> tuple[str, ..
     return negatives
 
 
-def _masks(arrays: Arrays, *, regions: int, height: int, width: int) -> npt.NDArray[np.bool_]:
+def _masks(arrays: Arrays, limits: Limits, *, regions: int, height: int, width: int) -> npt.NDArray[np.bool_]:
     masks = arrays.get("masks")
     expected = (regions - 1, height, width)
+    if math.prod(expected) > limits.max_mask_pixels:
+        raise InvalidRequestError(
+            "masks", f"expected at most {limits.max_mask_pixels} pixels in all, found {' x '.join(map(str, expected))}"
+        )
     if masks is None and regions == 1:
         return np.zeros(expected, dtype=np.bool_)
     found = "none" if masks is None else masks.shape

@@ -117,7 +117,7 @@ FIELDS: dict[str, tuple[Any, str, str]] = {
     "too many mask pixels": (
         seed_request(width=2048, height=2048, fg_prompt=["a"] * 17, fg_nprompt=[], masks=["x"] * 17),
         "masks",
-        "expected at most 67108864 mask pixels, got 17 masks of 2048 x 2048",
+        "expected at most 33554432 mask pixels, got 17 masks of 2048 x 2048",
     ),
     "no steps": (seed_request(ddim_steps=0), "ddim_steps", "expected 1 to 200, got 0"),
     "too many steps": (seed_request(ddim_steps="201"), "ddim_steps", "expected 1 to 200, got 201"),

@@ -10,7 +10,15 @@ from hypothesis.extra import numpy as arrays_of
 from errors import InvalidRequestError
 from parameters import Limits, Parameters, parse_parameters
 
-LIMITS = Limits(max_pixels=512 * 512, max_regions=4, max_steps=100, max_prompt_bytes=20, max_running=1, max_waiting=1)
+LIMITS = Limits(
+    max_pixels=512 * 512,
+    max_regions=4,
+    max_mask_pixels=3 * 512 * 512,
+    max_steps=100,
+    max_prompt_bytes=20,
+    max_running=1,
+    max_waiting=1,
+)
 HEIGHT, WIDTH = 64, 72
 
 Arrays = dict[str, npt.NDArray[Any] | None]
@@ -226,3 +234,15 @@ def test_any_arrays_of_the_contract_give_parameters_or_a_refusal_that_names_a_fi
         assert len(outcome.negative_prompt) == outcome.regions
         assert outcome.masks.shape == (outcome.regions - 1, outcome.height, outcome.width)
         assert 1 <= outcome.guidance_scale <= 100
+
+
+def test_masks_beyond_the_pixels_of_all_are_refused() -> None:
+    limits = LIMITS._replace(max_mask_pixels=2 * 64 * 64 - 1)
+    arrays = {
+        "prompt": np.array([b"a", b"b", b"c"], dtype=object),
+        "masks": np.ones((2, 64, 64), np.uint8),
+        "height": np.array([64], np.int32),
+        "width": np.array([64], np.int32),
+    }
+    with pytest.raises(InvalidRequestError, match="masks: expected at most 8191 pixels in all, found 2 x 64 x 64"):
+        parse_parameters(arrays, limits=limits, window=64, view_stride=8)
