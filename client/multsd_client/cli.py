@@ -123,6 +123,8 @@ def _read_json(source: str, prompt: str | None, regions: list[str]) -> dict[str,
         body = json.loads(text, strict=False)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{source}: {error}", param_hint="--request") from None
+    except RecursionError:
+        raise typer.BadParameter(f"{source}: nested too deep", param_hint="--request") from None
     if not isinstance(body, dict):
         raise typer.BadParameter(f"{source}: expected a JSON object", param_hint="--request")
     return body

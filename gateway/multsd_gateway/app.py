@@ -84,7 +84,7 @@ class Gateway:
     async def metrics(self) -> Response:
         """Triton's metrics, as they are."""
         try:
-            async with httpx.AsyncClient(timeout=METRICS_SECONDS) as client:
+            async with httpx.AsyncClient(timeout=METRICS_SECONDS, trust_env=False) as client:
                 answer = await client.get(self._settings.triton_metrics_url)
         except httpx.HTTPError as error:
             raise ModelUnavailableError(f"no metrics from Triton: {type(error).__name__}") from error

@@ -59,7 +59,7 @@ def test_what_only_the_model_knows_is_refused_under_the_jsons_names(
 
 WARNINGS: list[tuple[dict[str, Any], str, str]] = [
     ({"bg_prompt": "red " * 90}, "bg_prompt", "cut at 77 tokens; left out:"),
-    ({"fg_prompt": ["(a red circle:1.4)"]}, "fg_prompt[0]", "weights such as '(a red circle:1.4)'"),
+    ({"fg_prompt": ["(a red circle:1.4)"]}, "fg_prompt[0]", "weights such as 'a red circle:1.4'"),
     ({"bootstrapping": 4}, "bootstrapping", "all 4 steps are bootstrapped"),
     ({"guidance": 3}, "guidance", "guidance_scale"),
     ({"masks": [request_body(64, 64)["masks"][0]], "width": 512, "height": 300}, "masks[0]", "proportions"),

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from multsd_gateway.settings import Settings
-from multsd_gateway.stack.processes import Child, alive, command_line, descendants, start_child
+from multsd_gateway.stack.processes import SHARED_MEMORY, Child, alive, command_line, descendants, start_child
 from multsd_gateway.stack.settings import StackSettings
 from multsd_gateway.stack.triton import model_processes, start_triton
 from multsd_gateway.stack.waiting import wait_until_ready
@@ -90,6 +90,18 @@ def test_local_stack_stops_as_a_whole_and_leaves_no_process(
     assert message in stderr
     assert process.returncode == status
     assert not [pid for pid in family if alive(pid)]
+    assert not list(SHARED_MEMORY.glob(f"multsd_{process.pid}_*"))
+
+
+def test_proxy_of_the_environment_does_not_come_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody answers there
+    request, picture = tmp_path / "request.json", tmp_path / "demo.jpg"
+    request.write_text(json.dumps(request_body()))
+    process = start_stack(tmp_path, "demo", "--request", str(request), "--output", str(picture))[0]
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert picture.read_bytes().startswith(b"\xff\xd8")
 
 
 def test_ports_in_use_are_named_with_their_setting(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +41,11 @@ def demo(
 ) -> None:
     """Start both, paint one picture, stop both."""
     body = json.loads(request.read_text())
-    with _stack(status_when_stopped=130) as stack, progress_bar(console) as on_progress, Client(stack.url) as client:
+    with (
+        _stack(status_when_stopped=130) as stack,
+        progress_bar(console) as on_progress,
+        Client(stack.url, transport=httpx.HTTPTransport()) as client,
+    ):
         result = client.generate(body, on_progress=on_progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(result.image)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the kernel's, by name
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ERROR_LINE = re.compile(r"^[EF]\d{4} |^error:|Error")  # Triton's errors and fatals, its last word, Python's exceptions
+HARMLESS = "CudaDriverHelper has not been initialized"  # on every machine without a GPU
 _libc = ctypes.CDLL(None)
 
 
@@ -23,6 +25,7 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    leftovers: str | None = None  # prefix of the files in /dev/shm that it cannot remove when it is killed
 
     def ended(self) -> str | None:
         """How the process ended, None while it runs."""
@@ -34,7 +37,7 @@ class Child:
     def log_excerpt(self, lines: int = 10) -> str:
         """The last lines of its log that tell of errors, or simply the last where none does."""
         text = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in text if ERROR_LINE.search(line)]
+        errors = [line for line in text if ERROR_LINE.search(line) and HARMLESS not in line]
         return "\n".join((errors or text)[-lines:])
 
     def stop(self, grace_s: float) -> None:
@@ -45,6 +48,9 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if self.leftovers:
+            for path in SHARED_MEMORY.glob(f"{self.leftovers}*"):
+                path.unlink(missing_ok=True)
 
 
 def descendants(pid: int) -> list[int]:
@@ -75,7 +81,9 @@ def _read(path: Path) -> str:
         return ""
 
 
-def start_child(name: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
+def start_child(
+    name: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path, leftovers: str | None = None
+) -> Child:
     """Start a process in a group of its own; it gets SIGTERM when the parent dies, however that happens."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -88,7 +96,7 @@ def start_child(name: str, command: Sequence[str], *, environment: Mapping[str, 
             start_new_session=True,
             preexec_fn=partial(_die_with_parent, os.getpid()),
         )
-    return Child(name=name, process=process, log=log)
+    return Child(name=name, process=process, log=log, leftovers=leftovers)
 
 
 def _die_with_parent(parent: int) -> None:

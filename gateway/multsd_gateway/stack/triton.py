@@ -97,7 +97,9 @@ def triton_environment(wheel: TritonWheel) -> dict[str, str]:
     }
 
 
-def triton_command(wheel: TritonWheel, *, repository: Path, backends: Path, ports: TritonPorts) -> list[str]:
+def triton_command(
+    wheel: TritonWheel, *, repository: Path, backends: Path, ports: TritonPorts, shared_memory: str
+) -> list[str]:
     """The server's command line; everything binds to loopback."""
     return [
         str(wheel.server),
@@ -105,6 +107,7 @@ def triton_command(wheel: TritonWheel, *, repository: Path, backends: Path, port
         f"--backend-directory={backends}",
         "--model-control-mode=none",
         "--allow-gpu-metrics=false",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory}",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *(f"--{protocol}-address={LOOPBACK}" for protocol in ("http", "grpc", "metrics")),
         f"--http-port={ports.http}",
@@ -128,5 +131,13 @@ def start_triton(repository: Path, *, ports: TritonPorts, backends: Path, log: P
     wheel = find_wheel()
     environment = triton_environment(wheel)
     check_shared_python(environment["LD_LIBRARY_PATH"])
-    command = triton_command(wheel, repository=repository, backends=assemble_backends(wheel, backends), ports=ports)
-    return start_child("triton", command, environment=environment, log=log)
+    # A name of its own: what a killed server leaves in shared memory can be told from a running one's.
+    shared_memory = f"multsd_{os.getpid()}_{ports.grpc}_"
+    command = triton_command(
+        wheel,
+        repository=repository,
+        backends=assemble_backends(wheel, backends),
+        ports=ports,
+        shared_memory=shared_memory,
+    )
+    return start_child("triton", command, environment=environment, log=log, leftovers=shared_memory)

@@ -4,6 +4,7 @@ The networks are arguments: in Triton they are BLS calls, in a test functions. U
 B rows, h x w canvas in latent cells.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Job:
     canvas: Canvas
     regions: Regions
     scheduler: Scheduler
+    warnings: tuple[tuple[str, str], ...]  # (field, message): what was asked for and will not be had
 
 
 def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
@@ -110,7 +112,14 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
         negative_embedding=prompts.negative_embedding,
         guidance_scale=parameters.guidance_scale,
     )
-    return Job(parameters=parameters, prompts=prompts, canvas=canvas, regions=regions, scheduler=scheduler)
+    return Job(
+        parameters=parameters,
+        prompts=prompts,
+        canvas=canvas,
+        regions=regions,
+        scheduler=scheduler,
+        warnings=(*prompts.warnings, *region_warnings(parameters, regions)),
+    )
 
 
 def start_loop(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> Generator[UNetRows, Tensor, Tensor]:
@@ -170,7 +179,7 @@ async def paint(
     Raises InvalidRequestError, and what the networks and `before_step` raise.
     """
     stopwatch = Stopwatch()
-    job = prepare(parameters, checkpoint)
+    job = await asyncio.to_thread(prepare, parameters, checkpoint)  # large masks would hold up the others
     before_step(0)
     prompt_embeds = await stopwatch.timed("text_encoder", networks.text_encoder(job.prompts.input_ids))
     loop = start_loop(job, prompt_embeds, checkpoint)
@@ -180,7 +189,7 @@ async def paint(
     return Picture(
         image=to_image(sample, job.canvas),
         latents=latents[0],
-        warnings=[{"field": name, "message": message} for name, message in job_warnings(job)],
+        warnings=[{"field": name, "message": message} for name, message in job.warnings],
         report={
             "parameters": parameters.summary(),
             "unet_rows": rows,
@@ -211,18 +220,19 @@ def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
     return levels.permute(1, 2, 0).contiguous().numpy()
 
 
-def job_warnings(job: Job) -> list[tuple[str, str]]:
-    """What the request asked for and does not get, as (field, message)."""
-    parameters, masks = job.parameters, job.regions.masks
-    warnings = list(job.prompts.warnings)
-    for index, mask in enumerate(masks[1:]):
+def region_warnings(parameters: Parameters, regions: Regions) -> list[tuple[str, str]]:
+    """What the regions cannot give, as (field, message)."""
+    warnings = []
+    for index, mask in enumerate(regions.masks[1:]):
         if not mask.any():
             warnings.append((f"masks[{index}]", "region is empty; its prompt has no effect"))
-    if not masks[0].any():
+    if not regions.masks[0].any():
         warnings.append(("prompt[0]", "regions cover the whole picture; the background's prompt has no effect"))
+    shared: dict[int, list[str]] = {}
     for first, second, pixels in overlaps(parameters.masks):
-        message = f"overlaps masks[{first}] in {pixels} pixels; there the two are averaged"
-        warnings.append((f"masks[{second}]", message))
+        shared.setdefault(second, []).append(f"masks[{first}] in {pixels} pixels")
+    for second, others in shared.items():
+        warnings.append((f"masks[{second}]", f"overlaps {', '.join(others)}; there they are averaged"))
     if parameters.regions > 1 and parameters.bootstrapping >= parameters.num_inference_steps:
         message = f"all {parameters.num_inference_steps} steps are bootstrapped: regions are never harmonised"
         warnings.append(("bootstrapping", message))

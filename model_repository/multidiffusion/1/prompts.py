@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-WEIGHT = re.compile(r"\([^()]*:\s*\d+(?:\.\d+)?\s*\)")  # "(word:1.4)", a habit from other tools
+WEIGHT = re.compile(r"\((?:[^()]*,)?\s*([^(),]*:\s*\d+(?:\.\d+)?)\s*\)")  # "(word:1.4)", a habit from other tools
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,5 @@ def _warnings(text: str, tokenized: TokenizedText, tokenizer: PromptTokenizer) -
     if tokenized.cut:
         messages.append(f"cut at {tokenizer.max_length} tokens; left out: {tokenized.cut!r}")
     if weight := WEIGHT.search(text):
-        messages.append(f"weights such as {weight.group()[-60:]!r} are read as plain text, not applied")
+        messages.append(f"weights such as {weight.group(1)[-60:]!r} are read as plain text, not applied")
     return messages

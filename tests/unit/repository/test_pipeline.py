@@ -252,8 +252,7 @@ def test_thin_stroke_is_painted_without_a_warning() -> None:
 def test_overlap_is_warned_of_with_its_pixels() -> None:
     """Fault 13: overlaps blurred silently."""
     assert warnings_of(parameters_of(boxes=[LEFT, RIGHT, (60, 30, 64, 42)])) == [
-        ("masks[2]", "overlaps masks[0] in 8 pixels; there the two are averaged"),
-        ("masks[2]", "overlaps masks[1] in 8 pixels; there the two are averaged"),
+        ("masks[2]", "overlaps masks[0] in 8 pixels, masks[1] in 8 pixels; there they are averaged"),
     ]
 
 

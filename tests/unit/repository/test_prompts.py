@@ -72,9 +72,10 @@ def test_positive_and_negative_prompts_are_cut_alike() -> None:
 @pytest.mark.parametrize(
     ("text", "weight"),
     [
-        ("a (cat:1.4)", "(cat:1.4)"),
-        ("a (red cat : 2) on the moon", "(red cat : 2)"),
-        ("((cat:0.5))", "(cat:0.5)"),
+        ("a (cat:1.4)", "cat:1.4"),
+        ("(red, sketch, a cat:1.4), text", "a cat:1.4"),
+        ("a (red cat : 2) on the moon", "red cat : 2"),
+        ("((cat:0.5))", "cat:0.5"),
     ],
 )
 def test_weights_are_told_not_to_apply(text: str, weight: str) -> None:

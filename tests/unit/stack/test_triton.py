@@ -146,9 +146,13 @@ def test_backend_folder_of_another_python_is_made_again(tmp_path: Path) -> None:
 
 def test_everything_of_triton_binds_to_loopback(tmp_path: Path) -> None:
     command = triton_command(
-        wheel_in(tmp_path), repository=tmp_path / "models", backends=tmp_path / "backends", ports=TritonPorts(1, 2, 3)
+        wheel_in(tmp_path),
+        repository=tmp_path / "models",
+        backends=tmp_path / "backends",
+        ports=TritonPorts(1, 2, 3),
+        shared_memory="mine_",
     )
-    options = dict(option.split("=") for option in command[1:])
+    options = dict(option.split("=", 1) for option in command[1:])
     assert command[0].endswith("tritonserver")
     assert {options[f"--{protocol}-address"] for protocol in ("http", "grpc", "metrics")} == {"127.0.0.1"}
     assert [options[f"--{protocol}-port"] for protocol in ("http", "grpc", "metrics")] == ["1", "2", "3"]
