@@ -39,7 +39,7 @@ build/random_checkpoint: $(STAMP)
 test: test-unit test-integration ## all tests
 
 test-unit: $(STAMP) ## tests of every part by itself
-	$(BIN)/python -m pytest tests/unit -q --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest tests/unit -q --numprocesses auto
 
 test-integration: export ## tests of the whole stack on a real Triton
 	$(BIN)/python -m pytest tests/integration -q
