@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from demo_checkpoint.language import COLOURS, PLAIN, SHAPES, TEXTURES, Ground, Thing, caption
-from demo_checkpoint.networks import Networks, load_networks
+from demo_checkpoint.networks import WINDOW, Networks, load_networks
 from demo_checkpoint.pictures import Pixels
 from demo_checkpoint.recognise import ground_share, recognise
 from demo_checkpoint.sampling import sample
@@ -66,12 +66,14 @@ def score(requests: Sequence[Request], pictures: Sequence[Pixels]) -> Score:
     return Score(len(requests), float(np.mean(colours)), float(np.mean(shapes)), float(np.mean(grounds or [False])))
 
 
-def paint(networks: Networks, requests: Sequence[Request], seed: int, *, num_inference_steps: int = 35) -> list[Pixels]:
-    """A picture for every request, in batches."""
+def paint(
+    networks: Networks, requests: Sequence[Request], seed: int, *, num_inference_steps: int = 35, cells: int = WINDOW
+) -> list[Pixels]:
+    """A picture of so many latent cells a side for every request, in batches."""
     pictures: list[Pixels] = []
     for start in range(0, len(requests), BATCH):
         prompts = [request.prompt for request in requests[start : start + BATCH]]
-        pictures += sample(networks, prompts, seed=seed + start, num_inference_steps=num_inference_steps)
+        pictures += sample(networks, prompts, seed=seed + start, num_inference_steps=num_inference_steps, cells=cells)
     return pictures
 
 

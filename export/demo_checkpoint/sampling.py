@@ -1,6 +1,6 @@
 """Plain text-to-image with the checkpoint's networks: what the held-out check looks at.
 
-B prompts; latents (B, 4, 64, 64), pictures (B, 512, 512, 3).
+B prompts; latents (B, 4, c, c) of c cells a side, pictures (8c, 8c, 3).
 """
 
 import torch
@@ -12,11 +12,17 @@ from demo_checkpoint.pictures import Pixels
 
 @torch.no_grad()
 def sample(
-    networks: Networks, prompts: list[str], *, seed: int, num_inference_steps: int = 35, guidance_scale: float = 7.5
+    networks: Networks,
+    prompts: list[str],
+    *,
+    seed: int,
+    num_inference_steps: int = 35,
+    guidance_scale: float = 7.5,
+    cells: int = WINDOW,
 ) -> list[Pixels]:
     """Paint one picture a prompt with DDIM; the defaults are those of the HTTP API."""
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(len(prompts), LATENT_CHANNELS, WINDOW, WINDOW, generator=generator)
+    latents = torch.randn(len(prompts), LATENT_CHANNELS, cells, cells, generator=generator)
     prompt_embeds = encode_prompts(networks, [""] * len(prompts) + prompts)  # (2B, L, D)
     scheduler: DDIMScheduler = build_scheduler()
     scheduler.set_timesteps(num_inference_steps)

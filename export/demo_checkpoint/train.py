@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from demo_checkpoint.evaluate import held_out_requests, paint, score
-from demo_checkpoint.networks import WINDOW, Networks, build_networks, build_scheduler, build_tokenizer, save_checkpoint
+from demo_checkpoint.evaluate import contact_sheet, held_out_requests, paint, score
+from demo_checkpoint.networks import Networks, build_networks, build_scheduler, build_tokenizer, save_checkpoint
 from demo_checkpoint.train_unet import TextToLatents, UnetPlan, unet_batch, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 100  # steps: about a minute's work is lost at worst
 LOG_EVERY = 25
-CHECK_EVERY = 2000  # steps between held-out checks, which cost about as much as 50
+CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as 50
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
 
@@ -74,7 +74,7 @@ def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> No
     run(state, work / "vae.pt", loss, plan.learning_rate(), stop_after=stop_after)
 
 
-def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None) -> None:
+def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None, compile_network: bool = False) -> None:
     """Train UNet and text encoder; the state is work/unet.pt."""
     networks = build_networks(plan.seed)
     # Attention step by step: the backward pass of the fused kernel is slow in bfloat16 on a CPU.
@@ -82,22 +82,25 @@ def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None) -> 
     networks.text_encoder.set_attn_implementation("eager")
     network = TextToLatents(networks.unet, networks.text_encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of the annotations
     state = TrainingState(network, ema_decay=0.998, weight_decay=0.01)
+    compiled = torch.compile(network, dynamic=False) if compile_network else network
     scheduler = build_scheduler()
     tokenizer = build_tokenizer()
 
     def loss(step: int) -> torch.Tensor:
-        latents, captions = unet_batch(plan.seed, step, plan.cells(step), plan.rows(step))
+        stage = plan.stage(step)
+        latents, captions = unet_batch(plan.seed, step, stage.cells, stage.rows)
         input_ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         scaled = latents * networks.vae.config.scaling_factor
-        return unet_loss(network, scheduler, scaled, input_ids, seed=step)
+        return unet_loss(compiled, scheduler, scaled, input_ids, seed=step)
 
     def check(step: int) -> None:
-        if plan.cells(step) < WINDOW:
-            return
         requests = held_out_requests(CHECK_REQUESTS, seed=1)
+        cells = plan.stage(step - 1).cells
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            pictures = paint(averaged_networks(work), requests, seed=1, num_inference_steps=CHECK_STEPS)
-        logger.info("step %d: %s", step, score(requests, pictures))
+            networks = averaged_networks(work)
+            pictures = paint(networks, requests, seed=1, num_inference_steps=CHECK_STEPS, cells=cells)
+        logger.info("step %d, %d cells: %s", step, cells, score(requests, pictures))
+        contact_sheet(pictures, [request.prompt for request in requests]).save(work / f"check-{step}.png")
 
     run(state, work / "unet.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
@@ -118,14 +121,14 @@ def main() -> None:
     parser.add_argument("phase", choices=["vae", "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two, and leaves a core free")
-    parser.add_argument("--steps", type=int, default=UnetPlan.steps, help="of the unet phase")
+    parser.add_argument("--compile", action="store_true", help="halves a step of the unet phase; needs g++")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     if arguments.phase == "vae":
         train_vae(arguments.work, VaePlan())
     elif arguments.phase == "unet":
-        train_unet(arguments.work, UnetPlan(steps=arguments.steps))
+        train_unet(arguments.work, UnetPlan(), compile_network=arguments.compile)
     else:
         save_checkpoint(arguments.work / "checkpoint", averaged_networks(arguments.work), half=True)
 

@@ -1,8 +1,9 @@
 """Third phase of the training: UNet and text encoder together.
 
-B rows in a batch, L = 77 tokens, (c, c) latent cells: 32 at first, then the window's 64.
+B rows in a batch, L = 77 tokens, (c, c) latent cells: few at first, then the window's 64.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,41 +13,54 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
-from demo_checkpoint.networks import UNKNOWN, WINDOW
+from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, UNKNOWN, WINDOW
 from demo_checkpoint.pictures import random_picture
 from demo_checkpoint.train_vae import cell_colours, to_tensor
 from demo_checkpoint.training_state import LearningRate
 
 CAPTION_DROPOUT = 0.12  # rows that learn the empty prompt, which guidance moves away from
 UNKNOWN_WORD = 0.08  # rows with an unknown word somewhere: it says nothing about the picture
-# Noise is also added to the whole picture and to smooth patches: on pictures of large flat areas white noise hides
-# nothing, so that the network would read layout and colours off the last step instead of from the prompt.
-OFFSET_NOISE, PATCH_NOISE = 0.1, 0.12
-PATCHES = 8  # in each direction
 PIXELS_A_CELL = 2
-NOISY_ROWS = 0.6  # rows with a timestep of NOISY at least: below it a picture of flat areas is plain to see, and the
-NOISY = 880  # prompt no longer needed
+NOISY_ROWS = 0.85  # rows with a timestep of NOISY at least; below, a picture of flat areas is plain to see and only
+NOISY = 250  # edges are left to paint
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many steps on pictures of one size."""
+
+    steps: int
+    cells: int  # the side of the latents
+    rows: int  # of a batch
 
 
 @dataclass(frozen=True)
 class UnetPlan:
-    """How long, on what, and how fast the UNet learns."""
+    """How long, on what, and how fast the UNet learns.
 
-    small_steps: int = 1000  # at half the window: a quarter of the cost, and colours and words are learned there
-    steps: int = 3900  # in all; the rest is at the window itself, or objects would come out in pieces
+    Words, colours and the parts of shapes are learned on small latents, where a picture costs a seventh or a third as
+    much; the rest is at the window itself, or large objects would come out in pieces.
+    """
+
+    stages: tuple[Stage, ...] = (Stage(4000, WINDOW // 4, 32), Stage(5000, WINDOW // 2, 32), Stage(5000, WINDOW, 16))
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return sum(stage.steps for stage in self.stages)
 
     def learning_rate(self) -> LearningRate:
         """Constant for four fifths, so that a longer run can go on from a shorter one's state."""
         return LearningRate(peak=1e-3, final=2e-5, warmup=100, hold=self.steps * 4 // 5, steps=self.steps)
 
-    def cells(self, step: int) -> int:
-        """The side of a step's latents."""
-        return WINDOW // 2 if step < self.small_steps else WINDOW
-
-    def rows(self, step: int) -> int:
-        """The batch of a step."""
-        return 32 if step < self.small_steps else 16
+    def stage(self, step: int) -> Stage:
+        """The stage of a step, counted from 0; the last one for any later step."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
 
 
 class TextToLatents(nn.Module):
@@ -76,27 +90,29 @@ def unet_batch(seed: int, step: int, cells: int, rows: int) -> tuple[torch.Tenso
 
 
 def unet_loss(
-    network: nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, input_ids: torch.Tensor, seed: int
+    network: Callable[..., torch.Tensor],
+    scheduler: DDIMScheduler,
+    latents: torch.Tensor,
+    input_ids: torch.Tensor,
+    seed: int,
 ) -> torch.Tensor:
-    """The mean squared error of v at random timesteps; seed decides noise and timesteps."""
+    """The weighted squared error of v at random timesteps; seed decides noise and timesteps.
+
+    A row's error counts relative to what the best linear guess from the noisy latents would leave (Karras et al. 2022,
+    appendix B.6), so that every timestep teaches as much as any other although v is small where noise is large.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = len(latents)
-    noise = _uneven_noise(latents.shape, generator)
+    noise = torch.randn(latents.shape, generator=generator)
     earliest = torch.where(torch.rand(rows, generator=generator) < NOISY_ROWS, NOISY, 0)
     timesteps = (earliest + (1000 - earliest) * torch.rand(rows, generator=generator)).long().clamp(max=999)
     noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predicted = network(noisy, timesteps, input_ids)
-    return F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timesteps))
-
-
-def _uneven_noise(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """White noise (B, 4, c, c) with an offset a row and channel, and smooth patches."""
-    rows, channels, height, width = shape
-    offset = OFFSET_NOISE * torch.randn(rows, channels, 1, 1, generator=generator)
-    patches = PATCH_NOISE * torch.randn(rows, channels, PATCHES, PATCHES, generator=generator)
-    smooth = F.interpolate(patches, (height, width), mode="bilinear", align_corners=False)
-    return torch.randn(shape, generator=generator) + offset + smooth
+    errors = F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timesteps), reduction="none")
+    variance = (PICTURE_STD * SCALING_FACTOR) ** 2
+    signal: torch.Tensor = scheduler.alphas_cumprod[timesteps]
+    return (errors.mean((1, 2, 3)) * (signal + (1 - signal) / variance)).mean()
 
 
 def _disturbed(caption: str, rng: np.random.Generator) -> str:

@@ -8,9 +8,9 @@ from torch import nn
 
 from demo_checkpoint.evaluate import held_out_requests
 from demo_checkpoint.language import COLOURS, SHAPES
-from demo_checkpoint.networks import build_vae
+from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, build_scheduler, build_vae
 from demo_checkpoint.train import run
-from demo_checkpoint.train_unet import UnetPlan, unet_batch
+from demo_checkpoint.train_unet import UnetPlan, unet_batch, unet_loss
 from demo_checkpoint.train_vae import cell_colours, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
 
@@ -74,9 +74,28 @@ def test_some_captions_are_dropped_and_some_hold_an_unknown_word() -> None:
 
 def test_the_unet_sees_the_window_itself_in_the_end() -> None:
     plan = UnetPlan()
-    assert plan.cells(0) == 32
-    assert plan.cells(plan.steps - 1) == 64
-    assert plan.small_steps < plan.steps / 2
+    cells = [plan.stage(step).cells for step in range(plan.steps)]
+    assert cells == sorted(cells)
+    assert cells[0] == 16
+    assert cells[-1] == plan.stage(plan.steps + 1).cells == 64
+    assert cells.count(64) > plan.steps / 4
+
+
+def test_a_rows_error_counts_relative_to_the_best_linear_guess() -> None:
+    scheduler = build_scheduler()
+    std = PICTURE_STD * SCALING_FACTOR
+    latents = std * torch.randn(4000, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    class LinearGuess(nn.Module):
+        """The expectation of v given the noisy latents, for latents that are independent normal numbers."""
+
+        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            signal = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+            covariance = (signal * (1 - signal)).sqrt() * (1 - std**2)
+            return covariance / (signal * std**2 + 1 - signal) * noisy
+
+    loss = unet_loss(LinearGuess(), scheduler, latents, torch.zeros(4000, 77), seed=1)
+    assert loss == pytest.approx(1.0, rel=0.02)
 
 
 def test_the_decoder_starts_with_right_colours() -> None:
