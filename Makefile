@@ -6,7 +6,7 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve export test test-unit test-integration lint format bench bench-quality clean
+.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,11 +22,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: export ## set up, export, start the stack, paint build/demo.jpg, stop
+demo: check export ## set up, export, start the stack, paint build/demo.jpg, stop
 	$(BIN)/multsd-stack demo --request client/examples/request.json --output build/demo.jpg
 
-serve: export ## Triton (8000-8002) and the gateway (5000) until Ctrl-C
+serve: check export ## Triton (8000-8002) and the gateway (5000) until Ctrl-C
 	$(BIN)/multsd-stack serve
+
+check: $(STAMP) ## whether Triton could start here: libraries and ports
+	@$(BIN)/multsd-stack check
 
 export: $(STAMP) $(CHECKPOINT) ## CHECKPOINT (build/random_checkpoint: made now) -> build/model_repository
 	@$(BIN)/multsd-export --checkpoint $(CHECKPOINT) --output $(REPOSITORY) --profile $(PROFILE)

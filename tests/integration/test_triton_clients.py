@@ -2,7 +2,9 @@
 
 import queue
 import re
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -152,3 +154,21 @@ def test_bad_tensors_are_invalid_arguments_that_name_the_field(
         with pytest.raises(InferenceServerException, match=message) as raised:
             call()
     assert raised.value.status() == ("400" if protocol == "http" else "StatusCode.INVALID_ARGUMENT")
+
+
+def test_the_unary_model_refuses_at_once_what_its_queue_does_not_hold(triton_grpc: str) -> None:
+    inputs = request(grpcclient, num_inference_steps=np.array([1], np.int32))
+
+    def ask(_: int) -> str:
+        with grpcclient.InferenceServerClient(triton_grpc) as client:
+            try:
+                return str(client.infer("multidiffusion_unary", inputs).as_numpy("image").shape)
+            except InferenceServerException as error:
+                return f"{error.status()} {error.message()}"
+
+    with ThreadPoolExecutor(60) as pool:
+        answers = Counter(pool.map(ask, range(60)))  # 4 are worked on, 32 wait
+    assert answers["(512, 512, 3)"] >= 36
+    (refusal,) = answers.keys() - {"(512, 512, 3)"}
+    assert "UNAVAILABLE" in refusal
+    assert "maximum queue size" in refusal

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import httpx
 import typer
@@ -20,10 +20,19 @@ from multsd_client.display import progress_bar, show_result
 from multsd_gateway.cli import load_settings
 from multsd_gateway.stack.errors import StackError
 from multsd_gateway.stack.settings import StackSettings
-from multsd_gateway.stack.supervisor import Stack, StopRequestedError, running_stack, stop_signals
+from multsd_gateway.stack.supervisor import Stack, StopRequestedError, check_machine, running_stack, stop_signals
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check() -> None:
+    """Say what would stop a start on this machine: a missing library, a taken port."""
+    try:
+        check_machine(StackSettings(), load_settings({}))
+    except StackError as error:
+        _refuse(error)
 
 
 @app.command()
@@ -63,8 +72,12 @@ def _stack(*, status_when_stopped: int) -> Iterator[Stack]:
         console.print(f"stopped by {stop}")
         raise typer.Exit(status_when_stopped) from None
     except (StackError, MultsdError) as error:
-        console.print(f"multsd-stack: {error}", style="red", markup=False)
-        raise typer.Exit(1) from None
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    console.print(f"multsd-stack: {error}", style="red", markup=False)
+    raise typer.Exit(1)
 
 
 def _timings(result: GenerationResult) -> Table:

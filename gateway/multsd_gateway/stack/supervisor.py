@@ -14,8 +14,8 @@ from multsd_gateway.settings import Settings
 from multsd_gateway.stack.errors import PrerequisiteError, ProcessEndedError
 from multsd_gateway.stack.processes import Child, alive, start_child
 from multsd_gateway.stack.settings import StackSettings
-from multsd_gateway.stack.triton import LOOPBACK, model_processes, start_triton
-from multsd_gateway.stack.waiting import POLL_S, check_ports_free, wait_until_ready
+from multsd_gateway.stack.triton import LOOPBACK, check_prerequisites, model_processes, start_triton
+from multsd_gateway.stack.waiting import POLL_S, check_ports_differ, check_ports_free, wait_until_ready
 
 Report = Callable[[str], None]  # is told what the stack does and waits for
 
@@ -57,12 +57,19 @@ def running_stack(settings: StackSettings, gateway: Settings, report: Report) ->
     Raises StackError: a prerequisite, a port, or a process that ended or did not get ready.
     """
     check_repository(settings.repository)
-    check_ports_free({"MULTSD_PORT": gateway.port}, gateway.host)
-    check_ports_free(
-        {f"MULTSD_TRITON_{name.upper()}_PORT": port for name, port in vars(settings.triton_ports).items()}, LOOPBACK
-    )
+    check_machine(settings, gateway)
     with _running_triton(settings, report) as triton, _running_gateway(settings, gateway, triton, report) as child:
         yield Stack(triton=triton, gateway=child, url=gateway_url(gateway), models=model_processes(triton))
+
+
+def check_machine(settings: StackSettings, gateway: Settings) -> None:
+    """Raises PrerequisiteError or PortInUseError: what would stop a start, known before anything is built."""
+    check_prerequisites()
+    own = {"MULTSD_PORT": gateway.port}
+    tritons = {f"MULTSD_TRITON_{name.upper()}_PORT": port for name, port in vars(settings.triton_ports).items()}
+    check_ports_differ({**own, **tritons})
+    check_ports_free(own, gateway.host)
+    check_ports_free(tritons, LOOPBACK)
 
 
 def check_repository(repository: Path) -> None:

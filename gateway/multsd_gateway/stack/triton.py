@@ -73,6 +73,11 @@ def check_shared_python(libraries: str) -> None:
         )
 
 
+def check_prerequisites() -> None:
+    """Whether this machine can run the server at all. Raises PrerequisiteError."""
+    check_shared_python(triton_environment(find_wheel())["LD_LIBRARY_PATH"])
+
+
 def assemble_backends(wheel: TritonWheel, folder: Path) -> Path:
     """A backend directory with the Python backend and the stub of the running Python beside it."""
     python = folder / "python"

@@ -26,6 +26,14 @@ def check_ports_free(ports: Mapping[str, int], host: str) -> None:
                 ) from error
 
 
+def check_ports_differ(ports: Mapping[str, int]) -> None:
+    """Raises PortInUseError where two settings name one port."""
+    settings = {port: setting for setting, port in ports.items()}
+    for setting, port in ports.items():
+        if settings[port] != setting:
+            raise PortInUseError(f"{setting} and {settings[port]} are both {port}; choose another for one of them")
+
+
 def answers(url: str) -> bool:
     """Whether a GET is answered with success."""
     try:

@@ -25,6 +25,7 @@ class EmbeddingCache:
         self.hits = 0
         self.misses = 0
         self._embeddings: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._pending: dict[bytes, asyncio.Future[Tensor]] = {}
 
     async def encode(self, input_ids: npt.NDArray[np.int32], encode: Encode) -> Tensor:
         """Embeddings of texts, (U, L) -> (U, L, D); those not cached are asked of `encode`, one by one, all at once."""
@@ -36,14 +37,23 @@ class EmbeddingCache:
             self.hits += 1
             self._embeddings.move_to_end(key)
             return self._embeddings[key]
-        self.misses += 1
-        embedding = await encode(ids)  # (1, L, D)
+        if key in self._pending:  # another request asked for it a moment ago
+            self.hits += 1
+        else:
+            self.misses += 1
+            self._pending[key] = asyncio.ensure_future(self._encode_and_keep(key, ids, encode))
+        # Shielded: a request that ends early takes the embedding from no other.
+        return await asyncio.shield(self._pending[key])
+
+    async def _encode_and_keep(self, key: bytes, ids: npt.NDArray[np.int32], encode: Encode) -> Tensor:
+        try:
+            embedding = await encode(ids)  # (1, L, D)
+        finally:
+            del self._pending[key]
         self._keep(key, embedding)
         return embedding
 
     def _keep(self, key: bytes, embedding: Tensor) -> None:
-        if key in self._embeddings:  # another request was quicker
-            return
         self._embeddings[key] = embedding
         self.bytes += embedding.nbytes
         while self.bytes > self.max_bytes:

@@ -60,10 +60,39 @@ def test_nothing_is_kept_where_nothing_may_be() -> None:
     assert cache.bytes == 0
 
 
-def test_requests_at_once_for_one_text_count_its_bytes_once() -> None:
-    async def together(requests: Sequence[int]) -> None:
-        await asyncio.gather(*(cache.encode(ids(text), encoder) for text in requests))
+def test_requests_at_once_for_one_text_encode_it_once() -> None:
+    async def together(requests: Sequence[int]) -> list[Tensor]:
+        return await asyncio.gather(*(cache.encode(ids(text), encoder) for text in requests))
 
     cache, encoder = EmbeddingCache(10**6), Encoder()
-    asyncio.run(together([7, 7, 7]))
+    embeddings = asyncio.run(together([7, 7, 7]))
+    assert [float(embedding[0, 0, 0]) for embedding in embeddings] == [7, 7, 7]
+    assert encoder.asked == [7]
     assert cache.bytes == EMBEDDING_BYTES
+    assert (cache.hits, cache.misses) == (2, 1)
+
+
+def test_a_request_that_is_cancelled_takes_the_embedding_from_no_other() -> None:
+    async def one_leaves() -> Tensor:
+        first = asyncio.ensure_future(cache.encode(ids(7), encoder))
+        second = asyncio.ensure_future(cache.encode(ids(7), encoder))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    cache, encoder = EmbeddingCache(10**6), Encoder()
+    assert float(asyncio.run(one_leaves())[0, 0, 0]) == 7
+    assert encoder.asked == [7]
+
+
+def test_a_failure_reaches_all_who_wait_and_is_not_remembered() -> None:
+    async def together() -> list[Tensor | BaseException]:
+        return await asyncio.gather(*(cache.encode(ids(7), fail) for _ in range(2)), return_exceptions=True)
+
+    async def fail(_: npt.NDArray[np.int32]) -> Tensor:
+        await asyncio.sleep(0)
+        raise RuntimeError("no")
+
+    cache, encoder = EmbeddingCache(10**6), Encoder()
+    assert [str(error) for error in asyncio.run(together())] == ["no", "no"]
+    assert encode(cache, encoder, 7) == [7]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multsd_gateway.stack.errors import PortInUseError, StartError
-from multsd_gateway.stack.waiting import answers, check_ports_free, wait_until_ready
+from multsd_gateway.stack.waiting import answers, check_ports_differ, check_ports_free, wait_until_ready
 from tests.unit.stack.children import shell
 
 LOOPBACK = "127.0.0.1"
@@ -68,6 +68,14 @@ def test_free_port_stays_free() -> None:
     check_ports_free({"MULTSD_PORT": port}, LOOPBACK)
     with socket.create_server((LOOPBACK, port)) as server:
         assert server.getsockname() == (LOOPBACK, port)
+
+
+def test_two_settings_of_one_port_are_both_named() -> None:
+    with pytest.raises(PortInUseError) as caught:
+        check_ports_differ({"MULTSD_PORT": 8000, "MULTSD_TRITON_GRPC_PORT": 8001, "MULTSD_TRITON_HTTP_PORT": 8000})
+    assert str(caught.value) == (
+        "MULTSD_PORT and MULTSD_TRITON_HTTP_PORT are both 8000; choose another for one of them"
+    )
 
 
 def test_address_of_another_machine_cannot_be_used() -> None:
