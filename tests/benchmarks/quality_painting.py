@@ -76,7 +76,7 @@ class OnnxNetworks:
 
     def __init__(self, repository: Path, threads: int) -> None:
         self._sessions = {
-            name: _session(repository / name / "1" / "model.onnx", threads)
+            name: onnx_session(repository / name / "1" / "model.onnx", threads)
             for name in ("text_encoder", "unet", "vae_decoder")
         }
 
@@ -149,7 +149,8 @@ def _start_loop(
     )
 
 
-def _session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+def onnx_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A network with the session options of the cpu profile."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
