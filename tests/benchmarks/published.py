@@ -48,7 +48,10 @@ class Networks:
 
 def onnx_networks(repository: Path, threads: int) -> Networks:
     """The sessions that the cpu profile serves with."""
-    return Networks(*(_onnx_network(repository / name / "1" / "model.onnx", threads) for name in NETWORKS))
+    text_encoder, unet, vae_decoder, vae_encoder = (
+        _onnx_network(repository / name / "1" / "model.onnx", threads) for name in NETWORKS
+    )
+    return Networks(text_encoder, unet, vae_decoder, vae_encoder)
 
 
 def torch_networks(folder: Path) -> Networks:
