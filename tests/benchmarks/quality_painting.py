@@ -4,10 +4,10 @@ V views, R regions, P colours of the palette; h x w canvas and window in latent 
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,12 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from batching import UNetBatcher
 from checkpoint import Checkpoint
 from demo_checkpoint.pictures import Pixels
 from parameters import Parameters
-from pipeline import BACKGROUND_STREAM, Job, Networks, decode_canvas, drive, prepare, to_image
-from sampling import Bootstrapping, UNetRows, denoise, draw_bootstrapping, draw_noise
+from pipeline import BACKGROUND_STREAM, Job, decode_canvas, denoise, prepare, to_image
+from sampling import Bootstrapping, Denoising, UNetRows, draw_bootstrapping, draw_noise
 from schedulers import DEFAULT_SAMPLER
 from tests.benchmarks.quality_requests import Request
 
@@ -71,6 +72,19 @@ VARIANTS = (
 )
 
 
+class Networks(Protocol):
+    """What painting asks of the networks."""
+
+    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        """(U, L) -> (U, L, D)"""
+
+    async def unet(self, rows: UNetRows) -> Tensor:
+        """(B, 4, window, window) and what goes with it -> (B, 4, window, window)"""
+
+    async def vae_decoder(self, latents: Tensor) -> Tensor:
+        """(1, 4, h, w) -> (1, 3, height, width), about [-1, 1]"""
+
+
 class OnnxNetworks:
     """A composed repository's networks, run by ONNX Runtime as its cpu profile does."""
 
@@ -119,15 +133,14 @@ async def paint(
     """`pipeline.paint` with the draw of the backgrounds as an argument."""
     job = prepare(parameters, checkpoint)
     prompt_embeds = await networks.text_encoder(job.prompts.input_ids)
-    loop = _start_loop(job, prompt_embeds, checkpoint, draw)
-    latents, rows = await drive(loop, networks.unet, lambda _: None)
-    return to_image(await decode_canvas(latents, checkpoint, networks), job.canvas), rows
+    denoising = _start_denoising(job, prompt_embeds, checkpoint, draw)
+    batcher = UNetBatcher(networks.unet, max_batch_size=checkpoint.unet_max_batch_size)
+    latents = await denoise(denoising, batcher.complete_step)
+    return to_image(await decode_canvas(latents, checkpoint, networks.vae_decoder), job.canvas), denoising.rows
 
 
-def _start_loop(
-    job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint, draw: Draw
-) -> Generator[UNetRows, Tensor, Tensor]:
-    """`pipeline.start_loop` with the draw of the backgrounds as an argument; a test holds the two together."""
+def _start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint, draw: Draw) -> Denoising:
+    """`pipeline.start_denoising` with the draw of the backgrounds as an argument; a test holds the two together."""
     seed = job.parameters.seed
     generator = torch.Generator().manual_seed(seed)
     noise = draw_noise(job.canvas.height, job.canvas.width, channels=checkpoint.latent_channels, generator=generator)
@@ -138,13 +151,12 @@ def _start_loop(
         regions=job.parameters.regions,
         generator=torch.Generator().manual_seed((seed + BACKGROUND_STREAM) % 2**64),
     )
-    return denoise(
+    return Denoising(
         noise,
         prompt_embeds,
         scheduler=job.scheduler,
         regions=job.regions,
         bootstrapping=bootstrapping,
-        max_batch_size=checkpoint.unet_max_batch_size,
         generator=generator,
     )
 

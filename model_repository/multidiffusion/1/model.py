@@ -16,12 +16,13 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
 from admission import Admission
+from batching import UNetBatcher
 from checkpoint import load_checkpoint
 from embedding_cache import EmbeddingCache
 from errors import CancelledRequestError, InvalidRequestError, NetworkError, OverloadedError
 from parameters import Limits, parse_parameters
 from pipeline import Picture, paint
-from sampling import UNetRows
+from sampling import Denoising, UNetRows
 from schedulers import DEFAULT_SAMPLER, make_scheduler
 
 # By name: Triton adds its part to pb_utils only after this module is imported.
@@ -37,6 +38,7 @@ COUNTERS = {
     "multsd_embedding_cache_hits_total": "Texts whose embedding was cached",
     "multsd_embedding_cache_misses_total": "Texts that had to be encoded",
 }
+LABELLED = {"multsd_unet_calls_total": "UNet calls, by the rows that shared one"}
 
 
 class TritonPythonModel:
@@ -49,8 +51,14 @@ class TritonPythonModel:
         self.checkpoint = load_checkpoint(folder)
         self.limits = Limits(*(int(config["parameters"][name]["string_value"]) for name in Limits._fields))
         self.embeddings = EmbeddingCache(int(config["parameters"]["embedding_cache_bytes"]["string_value"]))
-        self.families = {name: make_family(name, description) for name, description in COUNTERS.items()}
-        self.counters = {name: family.Metric(labels={}) for name, family in self.families.items()}
+        self.batcher = UNetBatcher(
+            self._call_unet,
+            max_batch_size=self.checkpoint.unet_max_batch_size,
+            calls=int(config["parameters"]["unet_calls"]["string_value"]),
+        )
+        self.families = {name: make_family(name, description) for name, description in (COUNTERS | LABELLED).items()}
+        self.counters = {name: self.families[name].Metric(labels={}) for name in COUNTERS}
+        self.unet_calls: dict[int, Any] = {}  # counters by rows
         self.admission = Admission(running=self.limits.max_running, waiting=self.limits.max_waiting)
         self.fields = [tensor["name"] for tensor in config["input"]]
         torch.set_num_threads(1)  # the arithmetic here is small; the cores belong to the networks
@@ -85,10 +93,25 @@ class TritonPythonModel:
             if parameters.progress and step and "progress_steps" in wanted:
                 sender.send(progress_response(step, parameters.num_inference_steps))
 
-        networks = BlsNetworks(request.request_id(), self.embeddings)
+        networks = BlsNetworks(request.request_id(), self.embeddings, self.batcher)
         picture = await paint(parameters, checkpoint=self.checkpoint, networks=networks, before_step=before_step)
         self._count(picture)
         return picture_response(picture, wanted if parameters.return_latents else wanted - {"latents"})
+
+    async def _call_unet(self, rows: UNetRows) -> Tensor:
+        self._unet_calls(len(rows)).increment(1)
+        return await call_model(
+            "unet",
+            "out_sample",
+            sample=rows.sample.numpy(),
+            timestep=rows.timestep[:, None].numpy(),
+            encoder_hidden_states=rows.encoder_hidden_states.numpy(),
+        )
+
+    def _unet_calls(self, rows: int) -> Any:
+        if rows not in self.unet_calls:
+            self.unet_calls[rows] = self.families["multsd_unet_calls_total"].Metric(labels={"rows": str(rows)})
+        return self.unet_calls[rows]
 
     def _count(self, picture: Picture) -> None:
         """Rows of finished pictures, so that the two counters compare; the cache's own counts."""
@@ -100,46 +123,43 @@ class TritonPythonModel:
 
 
 class BlsNetworks:
-    """The networks as Triton models; calls carry the request's id into the server's log."""
+    """The networks as Triton models; calls carry the request's id into the server's log, shared ones none."""
 
-    def __init__(self, request_id: str, embeddings: EmbeddingCache) -> None:
+    def __init__(self, request_id: str, embeddings: EmbeddingCache, batcher: UNetBatcher) -> None:
         self._request_id = request_id
         self._embeddings = embeddings
+        self._batcher = batcher
 
     async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
         """One call per text that is not cached: Triton's batcher joins them, also with other requests'."""
         return await self._embeddings.encode(input_ids, self._encode_text)
 
     async def _encode_text(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
-        return await self._call("text_encoder", "last_hidden_state", input_ids=input_ids)
+        return await call_model("text_encoder", "last_hidden_state", self._request_id, input_ids=input_ids)
 
-    async def unet(self, rows: UNetRows) -> Tensor:
-        """Predictions of the rows."""
-        return await self._call(
-            "unet",
-            "out_sample",
-            sample=rows.sample.numpy(),
-            timestep=rows.timestep[:, None].numpy(),
-            encoder_hidden_states=rows.encoder_hidden_states.numpy(),
-        )
+    async def complete_step(self, denoising: Denoising) -> None:
+        """The canvas's rows share calls with those of other requests."""
+        await self._batcher.complete_step(denoising)
 
     async def vae_decoder(self, latents: Tensor) -> Tensor:
         """Decode one canvas."""
-        return await self._call("vae_decoder", "sample", latent_sample=latents.numpy())
+        return await call_model("vae_decoder", "sample", self._request_id, latent_sample=latents.numpy())
 
-    async def _call(self, model: str, output: str, **inputs: npt.NDArray[Any]) -> Tensor:
-        request = pb_utils.InferenceRequest(
-            model_name=model,
-            requested_output_names=[output],
-            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
-            request_id=self._request_id,
-            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
-        )
-        response = await request.async_exec()
-        if response.has_error():
-            raise NetworkError(model, response.error().code(), response.error().message())
-        array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
-        return torch.from_numpy(array.copy())  # the response's memory goes with the response
+
+async def call_model(model: str, output: str, request_id: str = "", **inputs: npt.NDArray[Any]) -> Tensor:
+    """One output of a model on this server. Raises NetworkError."""
+    request = pb_utils.InferenceRequest(
+        model_name=model,
+        requested_output_names=[output],
+        inputs=[pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()],
+        request_id=request_id,
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+    )
+    response = await request.async_exec()
+    if response.has_error():
+        raise NetworkError(model, response.error().code(), response.error().message())
+    array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
+    return torch.from_numpy(array.copy())  # the response's memory goes with the response
 
 
 def make_family(name: str, description: str) -> Any:

@@ -6,9 +6,9 @@ B rows, h x w canvas in latent cells.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from parameters import Parameters
 from prompts import TokenizedPrompts, tokenize_prompts
 from regions import Canvas, make_canvas, overlaps, region_masks
 from row_plan import Regions, count_reference_rows
-from sampling import Scheduler, UNetRows, denoise, draw_bootstrapping, draw_noise
+from sampling import Denoising, Scheduler, draw_bootstrapping, draw_noise
 from schedulers import make_scheduler
 from views import make_views
 
@@ -31,6 +31,8 @@ BACKGROUND_STREAM = 0x9E3779B97F4A7C15
 # Views times regions. Planning that many takes about half a second, in which nobody else's picture goes on; it is room
 # for 2048x2048 pixels and 32 masks at the paper's stride.
 MAX_PAIRS = 25_000
+Answer = TypeVar("Answer")
+CompleteStep = Callable[[Denoising], Awaitable[None]]
 TILE_OVERLAP = 4  # a quarter of a VAE tile is shared with each neighbour
 
 
@@ -40,8 +42,8 @@ class Networks(Protocol):
     async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
         """(U, L) -> (U, L, D)"""
 
-    async def unet(self, rows: UNetRows) -> Tensor:
-        """(B, 4, window, window) and what goes with it -> (B, 4, window, window)"""
+    async def complete_step(self, denoising: Denoising) -> None:
+        """Have the UNet predict every row of a canvas's step."""
 
     async def vae_decoder(self, latents: Tensor) -> Tensor:
         """(1, 4, h, w) -> (1, 3, height, width), about [-1, 1]"""
@@ -64,7 +66,7 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    async def timed(self, name: str, call: Awaitable[Tensor]) -> Tensor:
+    async def timed(self, name: str, call: Awaitable[Answer]) -> Answer:
         """Await a network's answer and count the time."""
         start = time.perf_counter()
         try:
@@ -122,8 +124,8 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
     )
 
 
-def start_loop(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> Generator[UNetRows, Tensor, Tensor]:
-    """The sampling loop of a job with its own random numbers, all from the request's seed."""
+def start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> Denoising:
+    """The canvas of a job with its own random numbers, all from the request's seed."""
     seed = job.parameters.seed
     generator = torch.Generator().manual_seed(seed)
     background_generator = torch.Generator().manual_seed((seed + BACKGROUND_STREAM) % 2**64)
@@ -135,34 +137,25 @@ def start_loop(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> Gener
         regions=job.parameters.regions,
         generator=background_generator,
     )
-    return denoise(
+    return Denoising(
         noise,
         prompt_embeds,
         scheduler=job.scheduler,
         regions=job.regions,
         bootstrapping=bootstrapping,
-        max_batch_size=checkpoint.unet_max_batch_size,
         generator=generator,
     )
 
 
-async def drive(
-    loop: Generator[UNetRows, Tensor, Tensor],
-    unet: Callable[[UNetRows], Awaitable[Tensor]],
-    before_step: Callable[[int], None],
-) -> tuple[Tensor, int]:
-    """Answer the loop's requests until it has its latents: (1, 4, h, w) and the rows that it took."""
-    rows, step = 0, 0
-    try:
-        request = next(loop)
-        while True:
-            if request.step > step:
-                step = request.step
-                before_step(step)
-            rows += len(request.sample)
-            request = loop.send(await unet(request))
-    except StopIteration as finished:
-        return finished.value, rows
+async def denoise(
+    denoising: Denoising, complete_step: CompleteStep, after_step: Callable[[int], None] = lambda _: None
+) -> Tensor:
+    """Take every step of a canvas: its latents (1, 4, h, w)."""
+    while not denoising.finished:
+        await complete_step(denoising)
+        denoising.advance()
+        after_step(denoising.step)
+    return denoising.latents
 
 
 async def paint(
@@ -182,17 +175,20 @@ async def paint(
     job = await asyncio.to_thread(prepare, parameters, checkpoint)  # large masks would hold up the others
     before_step(0)
     prompt_embeds = await stopwatch.timed("text_encoder", networks.text_encoder(job.prompts.input_ids))
-    loop = start_loop(job, prompt_embeds, checkpoint)
-    latents, rows = await drive(loop, lambda request: stopwatch.timed("unet", networks.unet(request)), before_step)
-    before_step(parameters.num_inference_steps)
-    sample = await stopwatch.timed("vae_decoder", decode_canvas(latents, checkpoint, networks))
+    denoising = start_denoising(job, prompt_embeds, checkpoint)
+
+    async def complete_step(denoising: Denoising) -> None:
+        await stopwatch.timed("unet", networks.complete_step(denoising))
+
+    latents = await denoise(denoising, complete_step, before_step)
+    sample = await stopwatch.timed("vae_decoder", decode_canvas(latents, checkpoint, networks.vae_decoder))
     return Picture(
         image=to_image(sample, job.canvas),
         latents=latents[0],
         warnings=[{"field": name, "message": message} for name, message in job.warnings],
         report={
             "parameters": parameters.summary(),
-            "unet_rows": rows,
+            "unet_rows": denoising.rows,
             "unet_rows_reference": count_reference_rows(
                 job.regions, num_inference_steps=parameters.num_inference_steps
             ),
@@ -202,11 +198,13 @@ async def paint(
     )
 
 
-async def decode_canvas(latents: Tensor, checkpoint: Checkpoint, networks: Networks) -> Tensor:
+async def decode_canvas(
+    latents: Tensor, checkpoint: Checkpoint, vae_decoder: Callable[[Tensor], Awaitable[Tensor]]
+) -> Tensor:
     """The canvas (1, 4, h, w) in pixels, (1, 3, 8h, 8w)."""
     return await decode(
         latents / checkpoint.scaling_factor,
-        networks.vae_decoder,
+        vae_decoder,
         tile=checkpoint.vae_tile,
         overlap=checkpoint.vae_tile // TILE_OVERLAP,
         cell=checkpoint.vae_scale_factor,

@@ -16,7 +16,6 @@ taking one step on the canvas gives the same picture, with any scheduler of diff
 """
 
 import inspect
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +29,15 @@ Scheduler = Any  # diffusers' schedulers share methods, not a class
 
 @dataclass(frozen=True)
 class UNetRows:
-    """What the loop asks of the UNet; it is sent the prediction (B, 4, window, window)."""
+    """The input of some rows of a step; what the UNet makes of it is (B, 4, window, window)."""
 
-    step: int  # steps done so far
+    first: int  # the place of the first among the step's rows
     sample: Tensor  # (B, 4, window, window), scaled by the scheduler
     timestep: Tensor  # (B) float32
     encoder_hidden_states: Tensor  # (B, L, D)
+
+    def __len__(self) -> int:
+        return len(self.sample)
 
 
 @dataclass(frozen=True)
@@ -64,71 +66,108 @@ def draw_bootstrapping(
     return Bootstrapping(palette=palette, choices=choices)
 
 
-def denoise(
-    noise: Tensor,
-    prompt_embeds: Tensor,
-    *,
-    scheduler: Scheduler,
-    regions: Regions,
-    bootstrapping: Bootstrapping,
-    max_batch_size: int,
-    generator: torch.Generator,
-) -> Generator[UNetRows, Tensor, Tensor]:
-    """Paint a canvas: yields the rows that the UNet is to predict, returns the denoised latents (1, 4, h, w).
+class Denoising:
+    """A canvas on its way from noise to a picture. Its rows are taken and their predictions given as a UNet has room.
 
-    noise: (1, 4, h, w) unit noise.
-    prompt_embeds: (E, L, D), the embeddings that `regions` refers to.
-    scheduler: fresh from `set_timesteps`, used for this canvas alone.
-    generator: the noise of samplers that add some after each step.
+    A step's rows may be taken in any portions, so that rows of several canvases can share a call. Predictions are fused
+    in the order of the rows, whatever the order they come in: the sum has the same bits however a step was divided.
     """
-    latents: Tensor = noise * scheduler.init_noise_sigma
-    counts = regions.counts().to(noise.dtype)
-    plans = {phase: plan_rows(regions, bootstrapping=phase) for phase in (True, False)}
 
-    for step, timestep in enumerate(scheduler.timesteps):  # by index: karras schedules repeat timesteps
-        bootstrapped = step < bootstrapping.steps
-        fused = torch.zeros_like(latents)
-        inputs = _RowInputs(latents, noise, scheduler, timestep, regions, bootstrapping, step)
-        for first in range(0, len(plans[bootstrapped]), max_batch_size):
-            rows = plans[bootstrapped][first : first + max_batch_size]
-            noise_pred = yield inputs.of(rows, prompt_embeds)  # (B, 4, window, window)
-            for row, prediction in zip(rows, noise_pred, strict=True):
-                _crop(fused, row.view, regions).add_(row_weight(row, regions).to(noise.dtype) * prediction)
-        latents = step_scheduler(scheduler, fused / counts, timestep, latents, generator)
-    return latents
+    def __init__(
+        self,
+        noise: Tensor,
+        prompt_embeds: Tensor,
+        *,
+        scheduler: Scheduler,
+        regions: Regions,
+        bootstrapping: Bootstrapping,
+        generator: torch.Generator,
+    ) -> None:
+        """Lay out the first step.
 
+        noise: (1, 4, h, w) unit noise.
+        prompt_embeds: (E, L, D), the embeddings that `regions` refers to.
+        scheduler: fresh from `set_timesteps`, used for this canvas alone.
+        generator: the noise of samplers that add some after each step.
+        """
+        self.latents: Tensor = noise * scheduler.init_noise_sigma  # (1, 4, h, w)
+        self.step = 0  # steps done
+        self.rows = 0  # predictions given
+        self._noise = noise
+        self._prompt_embeds = prompt_embeds
+        self._scheduler = scheduler
+        self._regions = regions
+        self._bootstrapping = bootstrapping
+        self._generator = generator
+        self._counts = regions.counts().to(noise.dtype)
+        self._plans = {phase: plan_rows(regions, bootstrapping=phase) for phase in (True, False)}
+        self._begin_step()
 
-@dataclass(frozen=True)
-class _RowInputs:
-    """The inputs of one step's rows."""
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done: `latents` is the picture's."""
+        return self.step == len(self._scheduler.timesteps)
 
-    latents: Tensor  # (1, 4, h, w)
-    noise: Tensor  # (1, 4, h, w)
-    scheduler: Scheduler
-    timestep: Tensor
-    regions: Regions
-    bootstrapping: Bootstrapping
-    step: int
+    @property
+    def untaken(self) -> int:
+        """Rows of this step that nobody has taken."""
+        return len(self._rows) - self._taken
 
-    def of(self, rows: Sequence[Row], prompt_embeds: Tensor) -> UNetRows:
-        """One UNet call. The mix with the backgrounds comes before the scheduler's scaling."""
-        sample = torch.cat([self._sample(row) for row in rows])  # (B, 4, window, window)
+    @property
+    def complete(self) -> bool:
+        """Whether every row of this step has its prediction."""
+        return self._fused_rows == len(self._rows)
+
+    def take(self, count: int) -> UNetRows:
+        """The inputs of this step's next rows, at most `count`, at least 1 while any is untaken."""
+        first = self._taken
+        rows = self._rows[first : first + count]
+        self._taken += len(rows)
+        # By index, not by timestep: karras schedules repeat some.
+        timestep = self._scheduler.timesteps[self.step]
+        sample = torch.cat([self._sample(row, timestep) for row in rows])  # (B, 4, window, window)
         return UNetRows(
-            step=self.step,
-            sample=self.scheduler.scale_model_input(sample, self.timestep),
-            timestep=self.timestep.to(torch.float32).expand(len(rows)),
-            encoder_hidden_states=prompt_embeds[[row.embedding for row in rows]],
+            first=first,
+            sample=self._scheduler.scale_model_input(sample, timestep),  # after the mix with the backgrounds
+            timestep=timestep.to(torch.float32).expand(len(rows)),
+            encoder_hidden_states=self._prompt_embeds[[row.embedding for row in rows]],
         )
 
-    def _sample(self, row: Row) -> Tensor:
+    def give(self, rows: UNetRows, noise_pred: Tensor) -> None:
+        """The predictions (B, 4, window, window) of rows that were taken."""
+        self._given[rows.first] = noise_pred
+        while (prediction := self._given.pop(self._fused_rows, None)) is not None:
+            for row, of_row in zip(self._rows[self._fused_rows :], prediction, strict=False):
+                weight = row_weight(row, self._regions).to(of_row.dtype)
+                _crop(self._fused, row.view, self._regions).add_(weight * of_row)
+            self._fused_rows += len(prediction)
+            self.rows += len(prediction)
+
+    def advance(self) -> None:
+        """Take the scheduler's step, once the step is complete, and lay out the next."""
+        timestep = self._scheduler.timesteps[self.step]
+        fused = self._fused / self._counts
+        self.latents = step_scheduler(self._scheduler, fused, timestep, self.latents, self._generator)
+        self.step += 1
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._rows = () if self.finished else self._plans[self.step < self._bootstrapping.steps]
+        self._taken = 0
+        self._given: dict[int, Tensor] = {}  # by the place of their first row, until those before are fused
+        self._fused = torch.zeros_like(self.latents)
+        self._fused_rows = 0
+
+    def _sample(self, row: Row, timestep: Tensor) -> Tensor:
         """What a row sees, unscaled: (1, 4, window, window)."""
-        sample = _crop(self.latents, row.view, self.regions)
+        sample = _crop(self.latents, row.view, self._regions)
         if row.source == CANVAS:
             return sample
-        colour = self.bootstrapping.palette[int(self.bootstrapping.choices[self.step, row.view, row.source])]
-        noise = _crop(self.noise, row.view, self.regions)
-        background = self.scheduler.add_noise(colour[None], noise, self.timestep[None])
-        mixed: Tensor = torch.where(self.regions.mask(row.view, row.source), sample, background)
+        choice = self._bootstrapping.choices[self.step, row.view, row.source]
+        colour = self._bootstrapping.palette[int(choice)]
+        noise = _crop(self._noise, row.view, self._regions)
+        background = self._scheduler.add_noise(colour[None], noise, timestep[None])
+        mixed: Tensor = torch.where(self._regions.mask(row.view, row.source), sample, background)
         return mixed
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batching import UNetBatcher
 from pipeline import paint as paint_as_served
 from sampling import UNetRows, draw_bootstrapping
 from tests.benchmarks.quality_painting import VARIANTS, Painter, Variant, draw_fixed
@@ -22,6 +23,9 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 class Networks:
     """Closed forms: the prediction depends on sample, timestep and prompt, a cell's pixels on its latents."""
+
+    def __init__(self) -> None:
+        self.complete_step = UNetBatcher(self.unet, max_batch_size=CHECKPOINT.unet_max_batch_size).complete_step
 
     async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(input_ids).to(torch.float32)[..., None].expand(-1, -1, EMBEDDING)

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from row_plan import Regions
-from sampling import Bootstrapping, denoise
+from sampling import Bootstrapping, Denoising
 from schedulers import SAMPLERS, make_scheduler
 from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer, network
 from views import make_views
@@ -46,13 +46,12 @@ def paint(unet: Any, sampler: str, masks: Tensor, dtype: torch.dtype) -> Tensor:
         palette=torch.zeros(1, 4, WINDOW, WINDOW, dtype=dtype),
         choices=torch.zeros(0, len(views), count, dtype=torch.int64),
     )
-    loop = denoise(
+    loop = Denoising(
         noise,
         embeddings(dtype),
         scheduler=make_scheduler(sampler, CONFIG, STEPS),
         regions=regions,
         bootstrapping=bootstrapping,
-        max_batch_size=4,
         generator=generator,
     )
     return answer(loop, network(unet.to(dtype)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batching import UNetBatcher
 from checkpoint import Checkpoint
 from errors import CancelledRequestError, InvalidRequestError, NetworkError
 from parameters import Parameters
@@ -30,6 +31,7 @@ class Networks:
         self.calls: list[UNetRows] = []
         self.decoded: list[Tensor] = []
         self._cell = checkpoint.vae_scale_factor
+        self.complete_step = UNetBatcher(self.unet, max_batch_size=checkpoint.unet_max_batch_size).complete_step
 
     async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
         await asyncio.sleep(0)
@@ -51,6 +53,12 @@ class Networks:
         self.decoded.append(latents)
         pixels = latents[:, :3].repeat_interleave(self._cell, dim=2)
         return pixels.repeat_interleave(self._cell, dim=3)
+
+    @property
+    def steps(self) -> list[int]:
+        """The step of each call, for one request alone whose timesteps differ."""
+        timesteps = [float(call.timestep[0]) for call in self.calls]
+        return [list(dict.fromkeys(timesteps)).index(timestep) for timestep in timesteps]
 
     @property
     def rows(self) -> int:
@@ -194,7 +202,7 @@ def test_steps_are_told_in_order_before_they_are_taken() -> None:
     parameters = parameters_of(num_inference_steps=5)
     picture_of(parameters, networks, before_step=lambda step: told.append((step, len(networks.calls))))
     assert [step for step, _ in told] == [0, 1, 2, 3, 4, 5]
-    calls_before = [sum(call.step < step for call in networks.calls) for step in range(6)]
+    calls_before = [sum(called < step for called in networks.steps) for step in range(6)]
     assert [calls for _, calls in told] == calls_before
 
 
@@ -209,21 +217,21 @@ def test_cancelled_request_asks_no_network_again(stop: int) -> None:
     parameters = parameters_of(width=100, num_inference_steps=5)
     with pytest.raises(CancelledRequestError, match="enough"):
         picture_of(parameters, networks, before_step=before_step)
-    assert sorted({call.step for call in networks.calls}) == list(range(stop))
+    assert sorted(set(networks.steps)) == list(range(stop))
     assert networks.decoded == []
 
 
 def test_failure_of_a_network_is_the_requests() -> None:
     class Failing(Networks):
         def predict(self, rows: UNetRows) -> Tensor:
-            if rows.step == 2:
+            if self.steps[-1] == 2:
                 raise NetworkError("unet", 14, "out of memory")
             return super().predict(rows)
 
     networks = Failing()
     with pytest.raises(NetworkError, match="unet: out of memory"):
         picture_of(parameters_of(), networks)
-    assert networks.calls[-1].step == 2
+    assert networks.steps[-1] == 2
 
 
 def warnings_of(parameters: Parameters) -> list[tuple[str, str]]:

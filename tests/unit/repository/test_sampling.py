@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from row_plan import Regions
-from sampling import Bootstrapping, denoise
+from sampling import Bootstrapping, Denoising
 from schedulers import SAMPLERS, make_scheduler
 from tests.unit.repository.reference import copy_of, paint_with_plain_loop
 from tests.unit.repository.tiny import CONFIG, WINDOW, answer, network
@@ -76,16 +76,15 @@ def both(
         negative_embedding=negative,
         guidance_scale=guidance_scale,
     )
-    loop = denoise(
+    loop = Denoising(
         noise,
         embeds,
         scheduler=scheduler,
         regions=regions,
         bootstrapping=Bootstrapping(palette=palette, choices=choices),
-        max_batch_size=max_batch_size,
         generator=torch.Generator().manual_seed(0),
     )
-    return expected, answer(loop, network(unet))
+    return expected, answer(loop, network(unet), max_batch_size)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Samplers as the checkpoint's configuration and the request's steps make them."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from errors import InvalidRequestError
 from row_plan import Regions
-from sampling import Bootstrapping, UNetRows, denoise, step_scheduler
+from sampling import Bootstrapping, Denoising, UNetRows, step_scheduler
 from schedulers import SAMPLERS, make_scheduler, max_steps
 from tests.unit.repository.tiny import CONFIG, WINDOW, answer
 from views import make_views
@@ -29,15 +30,14 @@ def one_region(guidance_scale: float = 1.0) -> Regions:
     )
 
 
-def loop_of(scheduler: Any, *, regions: Regions, bootstrapping: int = 0) -> Generator[UNetRows, Tensor, Tensor]:
+def loop_of(scheduler: Any, *, regions: Regions, bootstrapping: int = 0) -> Denoising:
     choices = torch.zeros(bootstrapping, len(regions.views), len(regions.masks), dtype=torch.int64)
-    return denoise(
+    return Denoising(
         torch.randn(1, 4, WINDOW, WINDOW, generator=torch.Generator().manual_seed(0)),
         torch.zeros(2, 1, 1),
         scheduler=scheduler,
         regions=regions,
         bootstrapping=Bootstrapping(palette=torch.full((1, 4, WINDOW, WINDOW), 0.5), choices=choices),
-        max_batch_size=4,
         generator=torch.Generator().manual_seed(1),
     )
 
@@ -112,10 +112,11 @@ def alpha_and_sigma(scheduler: Any, step: int) -> tuple[float, float]:
 
 
 def knowing(picture: Tensor, scheduler: Any) -> Callable[[UNetRows], Tensor]:
-    """The noise that a perfect network finds when `picture` is all that it was ever shown."""
+    """The noise that a perfect network finds when `picture` is all that it was ever shown; for one call a step."""
+    steps = count()
 
     def predict(rows: UNetRows) -> Tensor:
-        alpha, sigma = alpha_and_sigma(scheduler, rows.step)
+        alpha, sigma = alpha_and_sigma(scheduler, next(steps))
         return (rows.sample - alpha * picture) / sigma
 
     return predict

@@ -1,6 +1,6 @@
 """A checkpoint small enough to reason about: windows of 8 x 8 cells, prompts of 8 tokens, a colour palette of 6."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from checkpoint import Checkpoint
 from prompts import PromptTokenizer
-from sampling import UNetRows
+from sampling import Denoising, UNetRows
 
 WINDOW = 8
 EMBEDDING = 16
@@ -64,15 +64,14 @@ def make_checkpoint(*, window: int = WINDOW, vae_scale_factor: int = 8, unet_max
     )
 
 
-def answer(loop: Generator[UNetRows, Tensor, Tensor], unet: Callable[[UNetRows], Tensor]) -> Tensor:
-    """Answer a sampling loop until it has its latents."""
-    try:
-        rows = next(loop)
-        while True:
-            rows = loop.send(unet(rows))
-    except StopIteration as finished:
-        latents: Tensor = finished.value
-        return latents
+def answer(denoising: Denoising, unet: Callable[[UNetRows], Tensor], max_batch_size: int = 3) -> Tensor:
+    """Answer a canvas until it has its latents, in calls of so many rows."""
+    while not denoising.finished:
+        while denoising.untaken:
+            rows = denoising.take(max_batch_size)
+            denoising.give(rows, unet(rows))
+        denoising.advance()
+    return denoising.latents
 
 
 def network(unet: Any) -> Callable[[UNetRows], Tensor]:

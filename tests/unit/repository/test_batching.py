@@ -1,0 +1,250 @@
+"""Rows of several canvases share the UNet's calls, in turn, and none disturbs another."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from batching import UNetBatcher, share
+from errors import NetworkError
+from row_plan import Regions
+from sampling import Bootstrapping, Denoising, UNetRows
+from schedulers import make_scheduler
+from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer, network
+from views import make_views
+
+MAX_BATCH_SIZE = 4
+
+
+def make_canvas(width: int, seed: int, steps: int = 3) -> Denoising:
+    """A canvas of one region in as many views as `width` has: 2 rows a view."""
+    views = make_views(WINDOW, width, window=WINDOW, stride=1)
+    generator = torch.Generator().manual_seed(seed)
+    regions = Regions(
+        masks=torch.ones(1, WINDOW, width, dtype=torch.bool),
+        views=views,
+        window=WINDOW,
+        prompt_embedding=[0],
+        negative_embedding=[1],
+        guidance_scale=7.5,
+    )
+    return Denoising(
+        torch.randn(1, 4, WINDOW, width, generator=generator),
+        torch.randn(2, 5, EMBEDDING, generator=generator),
+        scheduler=make_scheduler("ddim", CONFIG, steps),
+        regions=regions,
+        bootstrapping=Bootstrapping(
+            torch.zeros(1, 4, WINDOW, WINDOW), torch.zeros(0, len(views), 1, dtype=torch.int64)
+        ),
+        generator=generator,
+    )
+
+
+class UNet:
+    """Predictions in closed form; each call waits to be let go, if told to, and its rows are remembered."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.calls: list[UNetRows] = []
+        self.let_go = asyncio.Semaphore(0 if held else 10**9)
+
+    async def __call__(self, rows: UNetRows) -> Tensor:
+        self.calls.append(rows)
+        await self.let_go.acquire()
+        return predict(rows)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(call) for call in self.calls]
+
+    def rows_of(self, canvas: Denoising) -> list[int]:
+        """How many rows of each call carry the canvas's prompts."""
+        embeds = canvas._prompt_embeds
+        return [
+            sum(any(torch.equal(row, own) for own in embeds) for row in call.encoder_hidden_states)
+            for call in self.calls
+        ]
+
+
+def predict(rows: UNetRows) -> Tensor:
+    return (
+        0.2 * rows.sample + torch.sin(rows.encoder_hidden_states.mean(dim=(1, 2)) + rows.timestep)[:, None, None, None]
+    )
+
+
+async def paint(canvas: Denoising, batcher: UNetBatcher) -> Tensor:
+    while not canvas.finished:
+        await batcher.complete_step(canvas)
+        canvas.advance()
+    return canvas.latents
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_one_canvas_alone_waits_for_nobody_and_fills_its_calls() -> None:
+    unet = UNet()
+    asyncio.run(paint(make_canvas(WINDOW + 4, seed=0, steps=2), UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)))
+    assert unet.sizes == [4, 4, 2] * 2
+
+
+def test_whatever_waits_when_the_unet_comes_free_shares_calls() -> None:
+    async def run() -> list[int]:
+        unet = UNet()
+        batcher = UNetBatcher(unet, max_batch_size=16)
+        await asyncio.gather(*(paint(make_canvas(WINDOW, seed, steps=3), batcher) for seed in range(8)))
+        return unet.sizes
+
+    assert asyncio.run(run()) == [16, 16, 16]  # 8 canvases of 2 rows
+
+
+def test_a_newcomer_has_its_share_of_the_next_call_and_a_wide_canvas_the_rest() -> None:
+    async def run() -> tuple[list[int], list[int]]:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)
+        wide, small = make_canvas(WINDOW + 20, seed=0, steps=1), make_canvas(WINDOW, seed=1, steps=3)
+        tasks = [asyncio.ensure_future(paint(wide, batcher))]
+        await settle()
+        tasks.append(asyncio.ensure_future(paint(small, batcher)))
+        await settle()
+        for _ in range(50):
+            unet.let_go.release()
+        await asyncio.gather(*tasks)
+        return unet.rows_of(wide), unet.rows_of(small)
+
+    wide, small = asyncio.run(run())
+    assert small[:5] == [0, 2, 2, 2, 0]  # a step in each call, from the first that it could join
+    assert wide[:5] == [4, 2, 2, 2, 4]
+    assert sum(wide) == 42
+
+
+def test_only_as_many_calls_run_as_the_unet_has_instances() -> None:
+    async def run(calls: int) -> int:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE, calls=calls)
+        tasks = [asyncio.ensure_future(paint(make_canvas(WINDOW + 9, seed, steps=1), batcher)) for seed in range(3)]
+        await settle()
+        running = len(unet.calls)
+        for _ in range(50):
+            unet.let_go.release()
+        await asyncio.gather(*tasks)
+        return running
+
+    assert [asyncio.run(run(calls)) for calls in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_shared_calls_give_every_canvas_the_bits_that_it_gets_alone(unet: Any, calls: int) -> None:
+    """Also where calls end in another order than they began."""
+    real = network(unet.to(torch.float32))
+
+    async def slow(rows: UNetRows) -> Tensor:
+        for _ in range(len(rows) * 7 % 5):
+            await asyncio.sleep(0)
+        return torch.cat([real(one) for one in single_rows(rows)])
+
+    async def together() -> list[Tensor]:
+        batcher = UNetBatcher(slow, max_batch_size=MAX_BATCH_SIZE, calls=calls)
+        return await asyncio.gather(*(paint(make_canvas(WINDOW + seed, seed), batcher) for seed in range(5)))
+
+    for seed, latents in enumerate(asyncio.run(together())):
+        alone = answer(
+            make_canvas(WINDOW + seed, seed), lambda rows: torch.cat([real(one) for one in single_rows(rows)])
+        )
+        assert torch.equal(latents, alone)
+
+
+def single_rows(rows: UNetRows) -> list[UNetRows]:
+    return [
+        UNetRows(0, rows.sample[i : i + 1], rows.timestep[i : i + 1], rows.encoder_hidden_states[i : i + 1])
+        for i in range(len(rows))
+    ]
+
+
+def run_two(unet: Callable[[UNetRows], Awaitable[Tensor]], first: Denoising) -> tuple[Any, Any]:
+    """What becomes of `first` and of a sound canvas beside it."""
+
+    async def run() -> tuple[Any, Any]:
+        batcher = UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)
+        sound = make_canvas(WINDOW, seed=1)
+        results = await asyncio.gather(paint(first, batcher), paint(sound, batcher), return_exceptions=True)
+        return results[0], results[1]
+
+    return asyncio.run(run())
+
+
+SOUND = answer(make_canvas(WINDOW, seed=1), predict)
+
+
+def test_a_call_that_fails_fails_only_the_canvas_whose_rows_fail() -> None:
+    async def unet(rows: UNetRows) -> Tensor:
+        if bool(rows.sample.isnan().any()):
+            raise NetworkError("unet", 3, "not a number")
+        return predict(rows)
+
+    faulty = make_canvas(WINDOW + 4, seed=0)
+    faulty.latents[0, 0, 0, 0] = torch.nan
+    failed, sound = run_two(unet, faulty)
+    assert isinstance(failed, NetworkError)
+    assert torch.equal(sound, SOUND)
+
+
+def test_an_error_that_nobody_foresaw_ends_its_canvas_and_no_other() -> None:
+    class Broken(Denoising):
+        def take(self, count: int) -> UNetRows:
+            raise RuntimeError(f"no {count} rows")
+
+    broken = make_canvas(WINDOW, seed=0)
+    broken.__class__ = Broken
+    failed, sound = run_two(UNet(), broken)
+    assert str(failed) == "no 2 rows"
+    assert torch.equal(sound, SOUND)
+
+
+def test_predictions_that_do_not_fit_end_the_wait() -> None:
+    async def unet(rows: UNetRows) -> Tensor:
+        return predict(rows)[:, :, :3]
+
+    failed, other = run_two(unet, make_canvas(WINDOW, seed=0))
+    assert isinstance(failed, RuntimeError)
+    assert isinstance(other, RuntimeError)
+
+
+def test_a_canvas_that_is_cancelled_half_way_leaves_its_places_to_the_others() -> None:
+    async def run() -> tuple[list[int], Tensor]:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)
+        wide = make_canvas(WINDOW + 20, seed=0)
+        leaving = asyncio.ensure_future(paint(wide, batcher))
+        staying = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=1), batcher))
+        await settle()
+        leaving.cancel()
+        for _ in range(50):
+            unet.let_go.release()
+        latents = await staying
+        assert leaving.cancelled()
+        return unet.rows_of(wide), latents
+
+    rows, latents = asyncio.run(run())
+    assert sum(rows) <= MAX_BATCH_SIZE  # those that were out already
+    assert torch.equal(latents, SOUND)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "places", "shares"),
+    [
+        ([], 4, []),
+        ([9], 4, [4]),
+        ([1, 9, 9], 7, [1, 3, 3]),
+        ([9, 9, 9], 4, [2, 1, 1]),
+        ([1, 1], 4, [1, 1]),
+        ([0, 2], 4, [0, 2]),
+    ],
+)
+def test_places_are_dealt_out_in_turn(wanted: list[int], places: int, shares: list[int]) -> None:
+    assert share(wanted, places) == shares
