@@ -6,7 +6,7 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality clean
+.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides rehearse clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ serve: check export ## Triton (8000-8002) and the gateway (5000) until Ctrl-C
 check: $(STAMP) ## whether Triton could start here: libraries and ports
 	@$(BIN)/multsd-stack check
 
-export: $(STAMP) $(CHECKPOINT) ## CHECKPOINT (build/random_checkpoint: made now) -> build/model_repository
+export: $(STAMP) $(filter build/random_checkpoint,$(CHECKPOINT)) ## CHECKPOINT (build/random_checkpoint: made now) -> build/model_repository
 	@$(BIN)/multsd-export --checkpoint $(CHECKPOINT) --output $(REPOSITORY) --profile $(PROFILE)
 
 build/random_checkpoint: $(STAMP)
@@ -60,8 +60,15 @@ format: $(STAMP) ## let ruff put the sources in order
 bench-quality: export ## whether regions hold what their prompts say: 100 requests, about 35 minutes
 	$(BIN)/python -m tests.benchmarks.quality
 
+bench-strides: export ## what views farther apart cost, and tiles of the VAE: about 10 minutes
+	$(BIN)/python -m tests.benchmarks.strides
+
 bench: export ## where the time of one request goes
 	$(BIN)/python -m tests.benchmarks.bench
+
+rehearse: $(STAMP) ## FAMILY=sd15, sd2 or sdxl at true size, random weights: export, audit, compose; sd15 is served too
+	$(BIN)/python -m multsd_export.rehearsal $(FAMILY)
+	$(if $(filter sd15,$(FAMILY)),$(BIN)/python -m tests.benchmarks.rehearsal_request build/rehearsal/$(FAMILY))
 
 clean: ## remove what was built, the virtual environment too
 	rm -rf build .venv

@@ -6,23 +6,35 @@ Each artefact is a folder with a stamp that records what it was made from. It is
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from multsd_export.audit import check_audit
 from multsd_export.checkpoint import Checkpoint
 from multsd_export.contract import ModelConfig, check_graph
 from multsd_export.digests import file_digest, folder_digests, value_digest
 from multsd_export.folders import replacing_folder
-from multsd_export.manifest import PACKAGE_FOLDER, files_intact, package_versions, write_json
-from multsd_export.networks import Network
+from multsd_export.json_files import write_json
+from multsd_export.manifest import PACKAGE_FOLDER, files_intact, package_versions
+from multsd_export.networks import DTYPES, Network
 from multsd_export.onnx_export import MODEL_FILE, OPSET, export_onnx
 from multsd_export.palette import COLOURS, PALETTE_FILE, SEED, write_palette
 from multsd_export.parity import measure_parity
+from multsd_export.profiles import Precision
 
 STAMP_FILE = "stamp.json"
-NETWORK_SOURCES = ("networks.py", "onnx_export.py", "parity.py")
+NETWORK_SOURCES = (
+    "audit.py",
+    "data/trt_supported_ops.json",
+    "lora_fusion.py",
+    "networks.py",
+    "onnx_export.py",
+    "parity.py",
+    "precision.py",
+)
 PARITY_SEED = 0
 
 Progress = Callable[[float], None]  # told the share that is done, 0 to 1
@@ -38,54 +50,93 @@ class Artefact:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed to prove an export; less than everything is for rehearsals with random weights."""
+
+    batches: int = 3  # compared with torch; 0: none
+    colours: int = COLOURS  # of the palette
+
+
+FULL_EFFORT = Effort()
+
+
 def network_artefact(
-    network: Network, checkpoint: Checkpoint, contract: ModelConfig, work_dir: Path, progress: Progress
+    network: Network,
+    checkpoint: Checkpoint,
+    contract: ModelConfig,
+    work_dir: Path,
+    progress: Progress,
+    effort: Effort = FULL_EFFORT,
 ) -> Artefact:
-    """The network's ONNX file, compared with torch and held to its contract; made only where it is not there yet.
+    """The network's ONNX file, compared with torch, audited, held to its contract; made only where it is not there yet.
 
     Raises:
         ParityError, ContractError, CheckpointError: nothing is kept of it.
+        AuditError: TensorRT would not take the graph, and the graph is in half precision, which is made for it.
     """
-    key = _network_key(network, checkpoint)
-    artefact = _kept(work_dir / network.name, key) or _make_network(network, checkpoint, key, work_dir, progress)
+    key = _network_key(network, checkpoint, effort)
+    folder = work_dir / _folder_name(network)
+    artefact = _kept(folder, key) or _make_network(network, key, folder, progress, effort)
     check_graph(artefact.folder / MODEL_FILE, contract)
     progress(1)
     return artefact
 
 
-def palette_artefact(vae_encoder: Artefact, checkpoint: Checkpoint, work_dir: Path, progress: Progress) -> Artefact:
+def palette_artefact(
+    vae_encoder: Artefact, checkpoint: Checkpoint, work_dir: Path, progress: Progress, colours: int = COLOURS
+) -> Artefact:
     """The palette, encoded by the exported VAE encoder; made only where it is not there yet."""
     folder = work_dir / "palette"
     scale = (checkpoint.window, checkpoint.vae_scale_factor, checkpoint.scaling_factor)
-    key = value_digest([vae_encoder.key, scale, COLOURS, SEED, _source_digest("palette.py")])
+    key = value_digest([vae_encoder.key, scale, colours, SEED, _source_digest("palette.py")])
     artefact = _kept(folder, key)
     if artefact is None:
         with replacing_folder(folder) as partial:
-            write_palette(vae_encoder.folder / MODEL_FILE, checkpoint, partial / PALETTE_FILE, progress)
-            _write_stamp(partial, key, {"colours": COLOURS})
+            write_palette(vae_encoder.folder / MODEL_FILE, checkpoint, partial / PALETTE_FILE, progress, colours)
+            _write_stamp(partial, key, {"colours": colours})
         artefact = _read_stamp(folder)
     progress(1)
     return artefact
 
 
-def _make_network(network: Network, checkpoint: Checkpoint, key: str, work_dir: Path, progress: Progress) -> Artefact:
-    module = network.load(checkpoint)
-    batches = list(network.draw(checkpoint, torch.Generator().manual_seed(PARITY_SEED)))
+def _make_network(network: Network, key: str, folder: Path, progress: Progress, effort: Effort) -> Artefact:
+    module = network.load(DTYPES[network.precision])
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    batches = list(network.draw(torch.Generator().manual_seed(PARITY_SEED)))
     progress(0.1)
-    with replacing_folder(work_dir / network.name) as partial:
-        file = export_onnx(network, module, batches[0], partial)
+    with replacing_folder(folder) as partial:
+        audit = export_onnx(network, module, batches[0], partial)
         progress(0.7)
-        parity = measure_parity(network, module, file, batches)
-        _write_stamp(partial, key, asdict(parity))
-    return _read_stamp(work_dir / network.name)
+        if network.precision is Precision.FP16:
+            check_audit(network.name, audit)
+        parity = None
+        if effort.batches:
+            compared = islice(batches, effort.batches)
+            parity = asdict(measure_parity(network, module.float(), partial / MODEL_FILE, compared))
+        facts = {"parameters": parameters, "precision": network.precision, "parity": parity, "audit": asdict(audit)}
+        _write_stamp(partial, key, facts)
+    return _read_stamp(folder)
 
 
-def _network_key(network: Network, checkpoint: Checkpoint) -> str:
+def _folder_name(network: Network) -> str:
+    return network.name if network.precision is Precision.FP32 else f"{network.name}-{network.precision}"
+
+
+def _network_key(network: Network, checkpoint: Checkpoint, effort: Effort) -> str:
     return value_digest(
         {
             "network": network.name,
+            "precision": network.precision,
             "files": checkpoint.component_digests(network.component),
-            "shapes": [checkpoint.window, checkpoint.max_length, checkpoint.embedding_dim],
+            "loras": checkpoint.lora_records() if network.takes_lora else [],
+            "shapes": [
+                checkpoint.window,
+                checkpoint.embedding_dim,
+                [facts.max_length for facts in checkpoint.text_encoders],
+            ],
+            "family": checkpoint.family,
+            "batches": effort.batches,
             "sources": [_source_digest(name) for name in NETWORK_SOURCES],
             "opset": OPSET,
             "versions": package_versions(),

@@ -1,19 +1,23 @@
 """Make what is missing and compose the repository; the part of an export that needs torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multsd_export.artefacts import Artefact, network_artefact, palette_artefact
+from multsd_export.artefacts import FULL_EFFORT, Artefact, Effort, network_artefact, palette_artefact
 from multsd_export.checkpoint import Checkpoint
 from multsd_export.compose import ORCHESTRATOR, VAE_TILE, Parts, compose, read_contracts
+from multsd_export.contract import ModelConfig, family_contract, graph_tensors
 from multsd_export.digests import folder_digests
+from multsd_export.families import FAMILY_MODELS
 from multsd_export.folders import replacing_folder
-from multsd_export.manifest import FORMAT, MANIFEST_FILE, write_json
-from multsd_export.networks import NETWORKS
-from multsd_export.parity import RELATIVE_LIMIT
-from multsd_export.profiles import Profile
+from multsd_export.json_files import write_json
+from multsd_export.manifest import FORMAT, MANIFEST_FILE
+from multsd_export.networks import Network, networks_of
+from multsd_export.onnx_export import MODEL_FILE
+from multsd_export.parity import RELATIVE_LIMITS
+from multsd_export.profiles import Precision, Profile
 
 StageProgress = Callable[[str, float], None]  # told the stage and the share of it that is done
 
@@ -22,30 +26,49 @@ def build(
     checkpoint: Checkpoint,
     repository: Path,
     profile: Profile,
+    precision: Precision,
     *,
     output: Path,
     work_dir: Path,
     inputs: Mapping[str, Any],
     progress: StageProgress,
+    effort: Effort = FULL_EFFORT,
 ) -> None:
     """Export, encode and compose; the manifest is written last and appears together with everything else.
 
     Raises:
         ExportError: the output is as it was before.
     """
-    contracts = read_contracts(repository, {network.name for network in NETWORKS} | {ORCHESTRATOR})
-    networks = {
+    networks = networks_of(checkpoint, precision)
+    contracts = read_family_contracts(repository, networks)
+    artefacts = {
         network.name: network_artefact(
-            network, checkpoint, contracts[network.name], work_dir, partial(progress, network.name)
+            network, checkpoint, contracts[network.name], work_dir, partial(progress, network.name), effort
         )
-        for network in NETWORKS
+        for network in networks
     }
-    palette = palette_artefact(networks["vae_encoder"], checkpoint, work_dir, partial(progress, "palette"))
-    parts = Parts(repository, profile, checkpoint, networks, palette)
+    palette = palette_artefact(
+        artefacts["vae_encoder"], checkpoint, work_dir, partial(progress, "palette"), effort.colours
+    )
+    parts = Parts(repository, profile, checkpoint, artefacts, palette)
     with replacing_folder(output) as target:
         compose(parts, contracts, target)
         write_json(target / MANIFEST_FILE, manifest(parts, contracts["unet"].max_batch_size, target, inputs))
     progress("compose", 1)
+
+
+def read_family_contracts(repository: Path, networks: Sequence[Network]) -> dict[str, ModelConfig]:
+    """The committed contracts without the models and tensors that these networks' family does not have.
+
+    Raises:
+        RepositoryError: a network's contract or the orchestrator's is missing or cannot be read.
+    """
+    contracts = read_contracts(repository, {network.name for network in networks} | {ORCHESTRATOR})
+    for name in set(FAMILY_MODELS) - {network.name for network in networks}:
+        contracts.pop(name, None)
+    for network in networks:
+        contracts[network.name] = family_contract(contracts[network.name], network.inputs, network.outputs)
+    return contracts
 
 
 def manifest(parts: Parts, unet_max_batch_size: int, target: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,27 +77,38 @@ def manifest(parts: Parts, unet_max_batch_size: int, target: Path, inputs: Mappi
     return {
         "format": FORMAT,
         "profile": parts.profile.name,
-        "precision": parts.profile.precision,
+        "precision": inputs["precision"],
         "checkpoint": {
             "name": checkpoint.name,
             "revision": checkpoint.revision,
             "digest": checkpoint.digest,
             "family": checkpoint.family,
             "prediction_type": checkpoint.prediction_type,
+            "licence": checkpoint.source.licence,
+            "loras": checkpoint.lora_records(),
         },
         "versions": inputs["versions"],
         "limits": {
             "window": checkpoint.window,
             "vae_scale_factor": checkpoint.vae_scale_factor,
-            "max_length": checkpoint.max_length,
+            "max_length": checkpoint.text_encoders[0].max_length,
             "unet_max_batch_size": unet_max_batch_size,
             "vae_tile": VAE_TILE,
         },
-        "parity": {"limit": RELATIVE_LIMIT, "networks": _facts(parts.networks)},
+        "parity": {"limits": RELATIVE_LIMITS, "networks": _facts(parts.networks, "parity")},
+        "audit": _facts(parts.networks, "audit"),
+        "networks": {
+            name: {
+                "precision": artefact.facts["precision"],
+                "parameters": artefact.facts["parameters"],
+                **graph_tensors(artefact.folder / MODEL_FILE),
+            }
+            for name, artefact in parts.networks.items()
+        },
         "inputs": dict(inputs),
         "files": folder_digests(target),
     }
 
 
-def _facts(networks: Mapping[str, Artefact]) -> dict[str, Mapping[str, Any]]:
-    return {name: artefact.facts for name, artefact in networks.items()}
+def _facts(networks: Mapping[str, Artefact], key: str) -> dict[str, Any]:
+    return {name: artefact.facts[key] for name, artefact in networks.items()}

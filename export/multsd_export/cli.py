@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from multsd_export.errors import ExportError
+from multsd_export.lora import read_lora
 from multsd_export.manifest import read_manifest
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import PROFILES, ProfileName
+from multsd_export.profiles import PROFILES, Precision, ProfileName
+from multsd_export.sources import resolve_source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,20 +39,28 @@ class ProgressBars:
 
 @app.command()
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder in diffusers layout, safetensors.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="Checkpoint folder in diffusers layout, or a hub repository owner/name@commit.")
+    ],
     output: Annotated[Path, typer.Option(help="The composed repository.")] = Path("build/model_repository"),
     profile: Annotated[ProfileName, typer.Option(help="What the networks run in.")] = ProfileName.CPU,
     repository: Annotated[Path, typer.Option(help="The committed contracts and code.")] = Path("model_repository"),
     work_dir: Annotated[Path, typer.Option(help="Keeps ONNX files for the next export.")] = Path("build/onnx"),
+    lora: Annotated[
+        list[str] | None, typer.Option(help="FILE.safetensors[:SCALE], fused into the weights; may be repeated.")
+    ] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the graphs; left out, the profile's.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Compose again even when nothing changed.")] = False,
 ) -> None:
     """Export a checkpoint and compose a model repository that Triton can load."""
-    # Read by transformers and diffusers when they are imported.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     console = Console(stderr=True)
-    options = Options(checkpoint, output, repository, work_dir, PROFILES[profile], force)
     started = time.monotonic()
     try:
+        source = resolve_source(checkpoint, work_dir / "sources")
+        # Read by transformers and diffusers when they are imported.
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        loras = tuple(read_lora(text) for text in lora or ())
+        options = Options(source.path, output, repository, work_dir, PROFILES[profile], force, precision, source, loras)
         with _bars(console) as bars:
             changed = export(options, ProgressBars(bars))
     except (ExportError, OSError) as error:

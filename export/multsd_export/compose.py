@@ -4,18 +4,19 @@ Every model's folder is complete in itself, since object-store repositories are 
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from multsd_export.artefacts import Artefact
-from multsd_export.checkpoint import Checkpoint
+from multsd_export.checkpoint import Checkpoint, TextEncoderFacts
 from multsd_export.contract import ModelConfig, merge_config, parse_config, read_config, write_config
 from multsd_export.errors import RepositoryError
-from multsd_export.manifest import write_json
+from multsd_export.json_files import write_json
 from multsd_export.palette import PALETTE_FILE
 from multsd_export.profiles import Profile
-from multsd_export.tokenizer import convert_tokenizer
+from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
 
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"  # Triton's version folder
@@ -80,30 +81,50 @@ def _copy_artefact(artefact: Artefact, target: Path) -> None:
 def _write_checkpoint(parts: Parts, unet_max_batch_size: int, target: Path) -> None:
     """What the orchestrator needs to know of the checkpoint, as files beside its code."""
     target.mkdir()
-    tokenizer = convert_tokenizer(parts.checkpoint.path / "tokenizer")
-    (target / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
+    tokenizers = []
+    for facts in parts.checkpoint.text_encoders:
+        tokenizer = convert_tokenizer(parts.checkpoint.path / facts.tokenizer)
+        (target / _tokenizer_file(facts)).write_text(tokenizer.text, encoding="utf-8")
+        tokenizers.append(tokenizer)
     shutil.copyfile(parts.checkpoint.path / "scheduler" / "scheduler_config.json", target / "scheduler_config.json")
     shutil.copyfile(parts.palette.folder / PALETTE_FILE, target / PALETTE_FILE)
-    settings = checkpoint_settings(parts.checkpoint, tokenizer.pad_token_id, unet_max_batch_size)
-    write_json(target / "settings.json", settings)
+    write_json(target / "settings.json", checkpoint_settings(parts.checkpoint, tokenizers, unet_max_batch_size))
 
 
 def checkpoint_settings(
-    checkpoint: Checkpoint, pad_token_id: int, unet_max_batch_size: int
-) -> dict[str, str | int | float | None]:
+    checkpoint: Checkpoint, tokenizers: Sequence[ConvertedTokenizer], unet_max_batch_size: int
+) -> dict[str, Any]:
     """The checkpoint's numbers, as the orchestrator reads them."""
     return {
         "name": checkpoint.name,
         "digest": checkpoint.digest,
         "family": checkpoint.family,
+        "prediction_type": checkpoint.prediction_type,
         "window": checkpoint.window,
         "view_stride": checkpoint.window // 8,  # the paper's 8 for a window of 64
         "latent_channels": checkpoint.latent_channels,
         "vae_scale_factor": checkpoint.vae_scale_factor,
         "scaling_factor": checkpoint.scaling_factor,
-        "max_length": checkpoint.max_length,
-        "pad_token_id": pad_token_id,
+        "max_length": checkpoint.text_encoders[0].max_length,
+        "pad_token_id": tokenizers[0].pad_token_id,
         "embedding_dim": checkpoint.embedding_dim,
+        "text_encoders": [
+            {
+                "model": facts.model,
+                "tokenizer": _tokenizer_file(facts),
+                "pad_token_id": tokenizer.pad_token_id,
+                "max_length": facts.max_length,
+                "outputs": list(facts.outputs),
+            }
+            for facts, tokenizer in zip(checkpoint.text_encoders, tokenizers, strict=True)
+        ],
+        "pooled_dim": checkpoint.pooled_dim,
+        "time_ids": checkpoint.time_ids,
+        "force_zeros_for_empty_prompt": checkpoint.force_zeros_for_empty_prompt,
         "unet_max_batch_size": unet_max_batch_size,
         "vae_tile": VAE_TILE,
     }
+
+
+def _tokenizer_file(facts: TextEncoderFacts) -> str:
+    return f"{facts.tokenizer}.json"

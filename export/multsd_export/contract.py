@@ -1,6 +1,6 @@
 """Tensor contracts: `config.pbtxt` files as protobuf messages, and whether an ONNX graph keeps one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from multsd_export.errors import ContractError, RepositoryError
+from multsd_export.families import FAMILY_TENSORS
 
 ELEMENT_TYPES = {
     model_config_pb2.TYPE_FP32: onnx.TensorProto.FLOAT,
@@ -52,6 +53,37 @@ def merge_config(contract: ModelConfig, settings: ModelConfig) -> ModelConfig:
 def write_config(config: ModelConfig, file: Path) -> None:
     """Write the message as text."""
     file.write_text(HEADER + text_format.MessageToString(config), encoding="utf-8")
+
+
+def family_contract(contract: ModelConfig, inputs: Collection[str], outputs: Collection[str]) -> ModelConfig:
+    """A copy of a network's contract without the tensors that only other families have.
+
+    Args:
+        inputs, outputs: the names that the network has.
+    """
+    optional = FAMILY_TENSORS.get(contract.name, ())
+    trimmed = merge_config(contract, model_config_pb2.ModelConfig())
+    for tensors, names in ((trimmed.input, inputs), (trimmed.output, outputs)):
+        for index in reversed(range(len(tensors))):
+            if tensors[index].name in optional and tensors[index].name not in names:
+                del tensors[index]
+    return trimmed
+
+
+def graph_tensors(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """An ONNX file's inputs and outputs: name, Triton's data type, and dims with -1 for what is dynamic."""
+    graph = onnx.load(str(file), load_external_data=False).graph
+    return {"inputs": [_tensor(value) for value in graph.input], "outputs": [_tensor(value) for value in graph.output]}
+
+
+def _tensor(value: Any) -> dict[str, Any]:
+    tensor_type = value.type.tensor_type
+    data_type = next(declared for declared, element in ELEMENT_TYPES.items() if element == tensor_type.elem_type)
+    return {
+        "name": value.name,
+        "data_type": model_config_pb2.DataType.Name(data_type),
+        "dims": _graph_dims(tensor_type),
+    }
 
 
 def check_graph(file: Path, contract: ModelConfig) -> None:

@@ -19,3 +19,7 @@ class ContractError(ExportError):
 
 class ParityError(ExportError):
     """An exported network computes something else than the checkpoint does in torch."""
+
+
+class AuditError(ExportError):
+    """TensorRT would not take an exported graph."""

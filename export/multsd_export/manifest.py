@@ -8,21 +8,23 @@ from typing import Any
 
 from multsd_export.checkpoint import Checkpoint
 from multsd_export.digests import file_digest, folder_digests, value_digest
-from multsd_export.profiles import Profile
+from multsd_export.profiles import Precision, Profile
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
-PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "peft", "tokenizers", "torch", "transformers")
 PACKAGE_FOLDER = Path(__file__).parent
 
 
-def export_inputs(checkpoint: Checkpoint, repository: Path, profile: Profile) -> dict[str, Any]:
+def export_inputs(checkpoint: Checkpoint, repository: Path, profile: Profile, precision: Precision) -> dict[str, Any]:
     """Everything that an export depends on; equal inputs make an equal repository."""
     return {
         "format": FORMAT,
         "profile": profile.name,
+        "precision": precision,
         "checkpoint": checkpoint.digest,
         "checkpoint_name": checkpoint.name,
+        "checkpoint_revision": checkpoint.revision,
         "repository": value_digest(folder_digests(repository)),
         "exporter": value_digest(folder_digests(PACKAGE_FOLDER)),
         "versions": package_versions(),
@@ -47,11 +49,6 @@ def read_manifest(output: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return manifest
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write indented JSON, ending in a line break."""
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def files_intact(folder: Path, files: Mapping[str, str]) -> bool:

@@ -16,26 +16,30 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from multsd_export.audit import OPSET_LIMIT, Audit, audit_model
 from multsd_export.errors import ExportError
 from multsd_export.networks import Inputs, Network
+from multsd_export.precision import make_islands
+from multsd_export.profiles import Precision
 
-OPSET = 20
+OPSET = OPSET_LIMIT
 MODEL_FILE = "model.onnx"
+DATA_FILE = f"{MODEL_FILE}.data"
+EXTERNAL_BYTES = 2**30  # weights above this go to DATA_FILE; a protobuf message ends at twice of it
 
 
-def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, folder: Path) -> Path:
-    """Write `folder/model.onnx` (with `model.onnx.data` beside it where the weights exceed 2 GB) and check it.
+def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, folder: Path) -> Audit:
+    """Write `folder/model.onnx` (with `model.onnx.data` beside it where the weights are large), check it, audit it.
 
     Args:
         example: inputs with at least two rows; their dynamic axes become symbolic, every other axis static.
     """
-    file = folder / MODEL_FILE
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             module,
             example,
             input_names=list(network.inputs),
-            output_names=[network.output],
+            output_names=list(network.outputs),
             dynamic_shapes=dynamic_shapes(network),
             opset_version=OPSET,
             dynamo=True,
@@ -44,10 +48,19 @@ def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, fold
     if program is None:
         raise ExportError(f"{network.name}: the exporter returned nothing.")
     make_means_row_independent(program.model)
+    if network.precision is Precision.FP16:
+        make_islands(program.model, network.islands)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces, with the paths of this machine
-    program.save(str(file), external_data=False)
+    save(program.model, folder)
+    return audit_model(program.model)
+
+
+def save(model: ir.Model, folder: Path, external_bytes: int = EXTERNAL_BYTES) -> None:
+    """Write the model, its weights in a file of their own where they take more than `external_bytes`; check it."""
+    file = folder / MODEL_FILE
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, file, external_data=DATA_FILE if weights > external_bytes else None)
     onnx.checker.check_model(str(file), full_check=True)
-    return file
 
 
 def dynamic_shapes(network: Network) -> tuple[dict[int, Any], ...]:
@@ -88,10 +101,9 @@ def _mean_length(node: ir.Node) -> int | None:
 
 def _replace_mean(graph: ir.Graph, node: ir.Node, length: int) -> None:
     name = f"{node.outputs[0].name}_weights"
-    tensor = ir.tensor(np.full((1, length), 1 / length, dtype=np.float32), name=name)
-    weights = ir.Value(
-        name=name, shape=ir.Shape((1, length)), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor
-    )
+    dtype = node.outputs[0].dtype or ir.DataType.FLOAT
+    tensor = ir.tensor(np.full((1, length), 1 / length, dtype=dtype.numpy()), name=name)
+    weights = ir.Value(name=name, shape=ir.Shape((1, length)), type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(weights)
     product = ir.node("MatMul", [weights, node.inputs[0]])
     product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type

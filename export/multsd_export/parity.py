@@ -11,8 +11,10 @@ import torch
 
 from multsd_export.errors import ParityError
 from multsd_export.networks import Inputs, Network
+from multsd_export.profiles import Precision
 
-RELATIVE_LIMIT = 1e-4  # fp32 against fp32
+# Against torch in float32, on the weights of the graph.
+RELATIVE_LIMITS = {Precision.FP32: 1e-4, Precision.FP16: 1e-2}
 
 Array = npt.NDArray[np.float32]
 
@@ -21,7 +23,7 @@ Array = npt.NDArray[np.float32]
 class Parity:
     """What the comparison found."""
 
-    relative_error: float  # the worst of all batches
+    relative_error: float  # the worst of all batches and outputs
     shapes: tuple[tuple[int, ...], ...]  # of the first input, one per batch
     rows_independent: bool | None  # a row has the same bits alone and in company; None where rows are never batched
 
@@ -29,17 +31,20 @@ class Parity:
 def measure_parity(network: Network, module: torch.nn.Module, file: Path, batches: Iterable[Inputs]) -> Parity:
     """Run every batch through both.
 
+    Args:
+        module: in float32.
+
     Raises:
-        ParityError: the relative error of a batch exceeds RELATIVE_LIMIT, or an output is not finite.
+        ParityError: the relative error of an output exceeds the precision's limit, or is not finite.
     """
     session = open_session(file)
     errors: dict[tuple[int, ...], float] = {}
     independent: bool | None = None
     for inputs in batches:
-        output = run(session, network, inputs)
-        errors[tuple(inputs[0].shape)] = _checked_error(network, module, inputs, output)
+        outputs = run(session, network, inputs)
+        errors[tuple(inputs[0].shape)] = _checked_error(network, module, inputs, outputs)
         if network.batched:
-            independent = independent is not False and _rows_independent(session, network, inputs, output)
+            independent = independent is not False and _rows_independent(session, network, inputs, outputs)
     return Parity(max(errors.values()), tuple(errors), independent)
 
 
@@ -50,11 +55,11 @@ def open_session(file: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def run(session: onnxruntime.InferenceSession, network: Network, inputs: Inputs) -> Array:
-    """The network's one output."""
+def run(session: onnxruntime.InferenceSession, network: Network, inputs: Inputs) -> list[Array]:
+    """The network's outputs, in their order."""
     feed = {name: tensor.numpy() for name, tensor in zip(network.inputs, inputs, strict=True)}
-    output: Array = session.run([network.output], feed)[0]
-    return output
+    outputs: list[Array] = session.run(list(network.outputs), feed)
+    return outputs
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -65,20 +70,29 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(np.abs(actual - expected).max() / scale)
 
 
-def _checked_error(network: Network, module: torch.nn.Module, inputs: Inputs, output: Array) -> float:
+def _checked_error(network: Network, module: torch.nn.Module, inputs: Inputs, outputs: list[Array]) -> float:
+    """The largest error of all outputs."""
     with torch.no_grad():
-        expected = module(*inputs).numpy()
-    error = relative_error(output, expected)
-    if error > RELATIVE_LIMIT:
+        result = module(*inputs)
+    expected = [result] if isinstance(result, torch.Tensor) else list(result)
+    limit = RELATIVE_LIMITS[network.precision]
+    errors = [relative_error(have, want.numpy()) for have, want in zip(outputs, expected, strict=True)]
+    if max(errors) > limit:
         raise ParityError(
-            f"{network.name}: the exported network differs from torch by {error:.3g} (relative) "
-            f"on inputs of shape {tuple(inputs[0].shape)}; the limit is {RELATIVE_LIMIT:g}."
+            f"{network.name}: {network.outputs[errors.index(max(errors))]} of the exported network differs from torch "
+            f"by {max(errors):.3g} (relative) on inputs of shape {tuple(inputs[0].shape)}; the limit is {limit:g}."
         )
-    return error
+    return max(errors)
 
 
-def _rows_independent(session: onnxruntime.InferenceSession, network: Network, inputs: Inputs, output: Array) -> bool:
+def _rows_independent(
+    session: onnxruntime.InferenceSession, network: Network, inputs: Inputs, outputs: list[Array]
+) -> bool:
     """Whether the first and the last row, computed alone, have the bits that they have in the batch."""
-    rows = sorted({0, len(output) - 1})
-    alone = [run(session, network, tuple(tensor[row : row + 1] for tensor in inputs)) for row in rows]
-    return all(np.array_equal(output[row : row + 1], one) for row, one in zip(rows, alone, strict=True))
+    rows = sorted({0, len(inputs[0]) - 1})
+    alone = {row: run(session, network, tuple(tensor[row : row + 1] for tensor in inputs)) for row in rows}
+    return all(
+        np.array_equal(output[row : row + 1], one)
+        for row in rows
+        for output, one in zip(outputs, alone[row], strict=True)
+    )

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.errors import RepositoryError
+from multsd_export.lora import Lora
 from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current
-from multsd_export.profiles import Profile
+from multsd_export.profiles import Precision, Profile
+from multsd_export.sources import Source
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Options:
     work_dir: Path  # keeps ONNX files from export to export
     profile: Profile
     force: bool = False  # compose again even when nothing changed
+    precision: Precision | None = None  # left out: the profile's
+    source: Source | None = None  # where the checkpoint was taken from; left out, the folder tells
+    loras: tuple[Lora, ...] = ()
 
 
 def export(options: Options, progress: Callable[[str, float], None]) -> bool:
@@ -30,8 +35,9 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     Raises:
         ExportError: in one sentence, what is wrong; the output is as it was before.
     """
-    checkpoint = read_checkpoint(options.checkpoint)
-    inputs = export_inputs(checkpoint, options.repository, options.profile)
+    checkpoint = read_checkpoint(options.checkpoint, options.source, options.loras)
+    precision = options.precision or options.profile.precision
+    inputs = export_inputs(checkpoint, options.repository, options.profile, precision)
     _check_output(options.output)
     with _locked(options.work_dir):
         if not options.force and is_current(options.output, inputs):
@@ -42,6 +48,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
             checkpoint,
             options.repository,
             options.profile,
+            precision,
             output=options.output,
             work_dir=options.work_dir,
             inputs=inputs,

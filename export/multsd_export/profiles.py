@@ -8,6 +8,13 @@ from pathlib import Path
 RUNNERS = Path(__file__).parent / "runners"
 
 
+class Precision(StrEnum):
+    """What a graph's weights and activations are; the tensors that go in and out are float32 in both."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
 class ProfileName(StrEnum):
     """The names of the profiles."""
 
@@ -19,7 +26,7 @@ class Profile:
     """Settings in protobuf's text format, merged into the contracts, and the file that runs the networks."""
 
     name: ProfileName
-    precision: str
+    precision: Precision  # of its graphs, unless an export asks for another
     models: Mapping[str, str]  # model of the repository -> its settings
     other_models: str  # settings of every model that is not named
     runner: Path  # copied as `1/model.py` of every network
@@ -41,10 +48,11 @@ def _onnxruntime(*, release_memory: bool) -> str:
 
 CPU = Profile(
     name=ProfileName.CPU,
-    precision="fp32",
+    precision=Precision.FP32,
     # A VAE's memory grows with the picture, so it is given back after every run; rows of the others are all alike.
     models={
         "text_encoder": _onnxruntime(release_memory=False),
+        "text_encoder_2": _onnxruntime(release_memory=False),
         "unet": _onnxruntime(release_memory=False),
         "vae_decoder": _onnxruntime(release_memory=True),
         "vae_encoder": _onnxruntime(release_memory=True),

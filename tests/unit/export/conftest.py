@@ -9,23 +9,11 @@ from pathlib import Path
 import pytest
 
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import CPU
+from multsd_export.profiles import CPU, Precision
+from tests.small_checkpoints import STRUCTURES, write_small_checkpoint, write_tokenizer
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 WINDOW = 16
-
-
-def write_tokenizer(folder: Path) -> None:
-    """vocab.json and merges.txt, as real checkpoints have them: every byte, one merge, the two special tokens."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>", "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def write_checkpoint(path: Path) -> None:
@@ -107,6 +95,44 @@ def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     options = Options(checkpoint_folder, folder / "output", repository, folder / "work_dir", CPU)
     assert export(options, quiet)
     return Exported(options)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One structure of `small_checkpoints` and its export in one precision."""
+
+    structure: str
+    options: Options
+
+
+@pytest.fixture(scope="session")
+def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One checkpoint of each structure, in a folder of its name. Read only."""
+    folder = tmp_path_factory.mktemp("small_checkpoints")
+    for structure in STRUCTURES:
+        write_small_checkpoint(folder / structure, structure)
+    return folder
+
+
+def export_family(small_checkpoints: Path, structure: str, precision: Precision) -> Family:
+    """Composed beside the checkpoint."""
+    folder = small_checkpoints / f"{structure}-{precision}"
+    work_dir = folder.with_name(f"{folder.name}-work")
+    options = Options(small_checkpoints / structure, folder, REPOSITORY, work_dir, CPU, precision=precision)
+    assert export(options, quiet)
+    return Family(structure, options)
+
+
+@pytest.fixture(scope="session", params=list(STRUCTURES))
+def family(request: pytest.FixtureRequest, small_checkpoints: Path) -> Family:
+    """Every structure in full precision. Read only."""
+    return export_family(small_checkpoints, request.param, Precision.FP32)
+
+
+@pytest.fixture(scope="session", params=["sd2_768", "sdxl"])
+def half_family(request: pytest.FixtureRequest, small_checkpoints: Path) -> Family:
+    """Structures in half precision. Read only."""
+    return export_family(small_checkpoints, request.param, Precision.FP16)
 
 
 @pytest.fixture

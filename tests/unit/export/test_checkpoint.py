@@ -10,6 +10,7 @@ import pytest
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.errors import CheckpointError
+from multsd_export.families import SUPPORTED
 
 Edit = Callable[[Path], None]
 
@@ -53,7 +54,7 @@ def test_numbers_come_from_the_checkpoints_own_configs(checkpoint_folder: Path) 
     assert checkpoint.window == 16
     assert checkpoint.vae_scale_factor == 8
     assert checkpoint.scaling_factor == 0.5
-    assert checkpoint.max_length == 77
+    assert [facts.max_length for facts in checkpoint.text_encoders] == [77]
     assert checkpoint.embedding_dim == 16
     assert checkpoint.prediction_type == "v_prediction"
     assert (checkpoint.name, checkpoint.revision) == ("checkpoint", None)
@@ -79,8 +80,29 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (set_value("model_index.json", "_class_name", "StableDiffusionXLPipeline"), "StableDiffusionXLPipeline is not"),
-        (set_value("model_index.json", "_class_name", "FluxPipeline"), "FluxPipeline is not supported"),
+        (set_value("model_index.json", "_class_name", "StableDiffusionXLPipeline"), "text_encoder_2: expected model.s"),
+        *(
+            (set_value("model_index.json", "_class_name", name), f"{name} is not supported; supported: {SUPPORTED}.")
+            for name in (
+                "FluxPipeline",
+                "StableDiffusion3Pipeline",
+                "StableDiffusionControlNetPipeline",
+                "StableDiffusionInpaintPipeline",
+                "StableDiffusionInstructPix2PixPipeline",
+                "StableDiffusionXLImg2ImgPipeline",
+                "StableDiffusionXLControlNetPipeline",
+            )
+        ),
+        (
+            set_value("unet/config.json", "use_linear_projection", True),
+            "hidden_act beside use_linear_projection=True in unet is 'quick_gelu'; supported: 'gelu'",
+        ),
+        (
+            set_value("text_encoder/config.json", "hidden_act", "gelu"),
+            "hidden_act beside use_linear_projection=False in unet is 'gelu'; supported: 'quick_gelu'",
+        ),
+        (set_value("unet/config.json", "time_cond_proj_dim", 256), "unet: time_cond_proj_dim is 256; supported: None"),
+        (set_value("vae/config.json", "latents_mean", [0, 0, 0, 0]), "vae: latents_mean is [0, 0, 0, 0]"),
         (set_value("unet/config.json", "in_channels", 9), "unet: in_channels is 9; supported: 4"),
         (set_value("unet/config.json", "addition_embed_type", "text_time"), "addition_embed_type is 'text_time'"),
         (set_value("unet/config.json", "cross_attention_dim", 768), "cross_attention_dim is 768; supported: 16"),
@@ -109,6 +131,48 @@ def test_what_is_missing_or_unsupported_is_named(folder: Path, edit: Edit, messa
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(folder)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_value("model_index.json", "requires_aesthetics_score", True), "requires_aesthetics_score is True"),
+        (set_value("unet/config.json", "addition_embed_type", "image"), "addition_embed_type is 'image'"),
+        (set_value("unet/config.json", "in_channels", 9), "unet: in_channels is 9; supported: 4"),
+        (set_value("unet/config.json", "cross_attention_dim", 24), "cross_attention_dim is 24; supported: 40"),
+        (
+            set_value("unet/config.json", "projection_class_embeddings_input_dim", 60),
+            "projection_class_embeddings_input_dim is 60; supported: 68",
+        ),
+        (set_value("text_encoder_2/config.json", "architectures", ["CLIPTextModel"]), "text_encoder_2: architectures"),
+        (remove("text_encoder_2/model.safetensors"), "text_encoder_2: expected model.safetensors"),
+        (remove("tokenizer_2/vocab.json"), "tokenizer_2: expected vocab.json and merges.txt or tokenizer.json"),
+    ],
+)
+def test_what_is_no_sdxl_base_is_named(small_checkpoints: Path, tmp_path: Path, edit: Edit, message: str) -> None:
+    folder = Path(shutil.copytree(small_checkpoints / "sdxl", tmp_path / "sdxl"))
+    edit(folder)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(folder)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [({}, True), ({"force_zeros_for_empty_prompt": False}, False)])
+def test_sdxl_forces_zeros_unless_its_index_says_otherwise(
+    small_checkpoints: Path, tmp_path: Path, stated: dict[str, bool], expected: bool
+) -> None:
+    folder = Path(shutil.copytree(small_checkpoints / "sdxl", tmp_path / "sdxl"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index.pop("force_zeros_for_empty_prompt")
+    (folder / "model_index.json").write_text(json.dumps(index | stated))
+    assert read_checkpoint(folder).force_zeros_for_empty_prompt is expected
+
+
+def test_an_sdxl_vae_that_does_not_overflow_may_be_half(small_checkpoints: Path, tmp_path: Path) -> None:
+    assert read_checkpoint(small_checkpoints / "sdxl").vae_upcast
+    folder = Path(shutil.copytree(small_checkpoints / "sdxl", tmp_path / "sdxl"))
+    set_value("vae/config.json", "force_upcast", False)(folder)
+    assert not read_checkpoint(folder).vae_upcast
 
 
 def test_a_single_file_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ def test_an_unknown_profile_is_wrong_usage(tmp_path: Path) -> None:
     assert result.exit_code == 2
 
 
+def test_a_lora_that_is_not_there_is_one_sentence(checkpoint_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(checkpoint_folder), "--lora", str(tmp_path / "style.safetensors:0.5")]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.output.strip() == f"multsd-export: lora: {tmp_path / 'style.safetensors'} does not exist."
+
+
 def test_an_export_prints_where_it_went_and_how_near_it_is(exported: Exported, tmp_path: Path) -> None:
     options = exported.copy(tmp_path)
     arguments = ["--checkpoint", options.checkpoint, "--output", options.output, "--work-dir", options.work_dir]

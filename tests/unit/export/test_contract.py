@@ -1,12 +1,13 @@
 """Contracts are merged as messages, and a graph that breaks one is refused by name."""
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from multsd_export.contract import check_graph, merge_config, parse_config, read_config, write_config
+from multsd_export.contract import check_graph, family_contract, merge_config, parse_config, read_config, write_config
 from multsd_export.errors import ContractError, RepositoryError
 
 CONTRACT = """
@@ -83,3 +84,33 @@ def test_a_broken_or_misnamed_config_is_refused(tmp_path: Path, text: str, messa
     file.write_text(text)
     with pytest.raises(RepositoryError, match=message):
         read_config(file)
+
+
+UNET = """
+    name: "unet" max_batch_size: 4
+    input { name: "sample" data_type: TYPE_FP32 dims: [ 4 ] }
+    input { name: "text_embeds" data_type: TYPE_FP32 dims: [ -1 ] }
+    input { name: "time_ids" data_type: TYPE_FP32 dims: [ 6 ] }
+    output { name: "out_sample" data_type: TYPE_FP32 dims: [ 4 ] }
+"""
+
+
+def names(tensors: Any) -> list[str]:
+    return [tensor.name for tensor in tensors]
+
+
+def test_tensors_of_other_families_are_left_out_of_a_copy() -> None:
+    contract = parse_config(UNET)
+    trimmed = family_contract(contract, ["sample"], ["out_sample"])
+    assert (names(trimmed.input), names(trimmed.output)) == (["sample"], ["out_sample"])
+    assert contract == parse_config(UNET)
+
+
+def test_tensors_that_the_network_has_stay() -> None:
+    contract = parse_config(UNET)
+    assert family_contract(contract, ["sample", "text_embeds", "time_ids"], ["out_sample"]) == contract
+
+
+def test_tensors_that_every_family_has_are_never_left_out() -> None:
+    trimmed = family_contract(parse_config(UNET), ["latents"], ["noise_pred"])
+    assert (names(trimmed.input), names(trimmed.output)) == (["sample"], ["out_sample"])

@@ -8,13 +8,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from multsd_export.networks import NETWORKS
-from multsd_export.onnx_export import dynamic_shapes, make_means_row_independent
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.networks import networks_of
+from multsd_export.onnx_export import DATA_FILE, dynamic_shapes, make_means_row_independent, save
 from multsd_export.parity import open_session
 
 from .conftest import WINDOW, Exported
 
-NAMES = [network.name for network in NETWORKS]
+NAMES = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
 def onnx_file(exported: Exported, name: str) -> Path:
@@ -58,6 +59,23 @@ def test_unet_rows_have_the_same_bits_at_every_batch_from_1_to_16(exported: Expo
         np.testing.assert_array_equal(some, together[:rows])
 
 
+def test_large_weights_lie_in_a_file_of_their_own(exported: Exported, tmp_path: Path) -> None:
+    model = ir.load(onnx_file(exported, "text_encoder"))
+    save(model, tmp_path, external_bytes=1000)
+    assert (tmp_path / "model.onnx").stat().st_size < (tmp_path / DATA_FILE).stat().st_size
+    ids = np.arange(77, dtype=np.int32).reshape(1, 77)
+    outputs = [
+        open_session(file).run(None, {"input_ids": ids})[0]
+        for file in (onnx_file(exported, "text_encoder"), tmp_path / "model.onnx")
+    ]
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_small_weights_lie_in_the_graphs_file(exported: Exported, tmp_path: Path) -> None:
+    save(ir.load(onnx_file(exported, "text_encoder")), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
 def mean_model(axis: int) -> ir.Model:
     source = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 7, 3])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
@@ -82,7 +100,7 @@ def test_a_mean_over_another_axis_is_left_alone() -> None:
     assert [node.op_type for node in model.graph] == ["ReduceMean"]
 
 
-def test_a_shared_axis_is_named_once() -> None:
-    unet = next(network for network in NETWORKS if network.name == "unet")
+def test_a_shared_axis_is_named_once(checkpoint_folder: Path) -> None:
+    unet = next(network for network in networks_of(read_checkpoint(checkpoint_folder)) if network.name == "unet")
     names = [axis for axes in dynamic_shapes(unet) for axis in axes.values() if isinstance(axis, str)]
     assert names == ["batch"]

@@ -11,12 +11,10 @@ from onnx import numpy_helper
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.errors import ParityError
-from multsd_export.networks import NETWORKS, Network
+from multsd_export.networks import networks_of
 from multsd_export.parity import Array, measure_parity, relative_error
 
 from .conftest import Exported
-
-TEXT_ENCODER = next(network for network in NETWORKS if network.name == "text_encoder")
 
 
 def array(values: list[Any]) -> Array:
@@ -40,18 +38,18 @@ def test_an_output_of_zeros_proves_nothing() -> None:
     assert relative_error(np.zeros(2, np.float32), np.zeros(2, np.float32)) == np.inf
 
 
-def compare(exported: Exported, network: Network, file: Path) -> None:
-    checkpoint = read_checkpoint(exported.options.checkpoint)
-    batches = network.draw(checkpoint, torch.Generator().manual_seed(1))
-    measure_parity(network, network.load(checkpoint), file, batches)
+def compare_text_encoder(exported: Exported, file: Path) -> None:
+    network = networks_of(read_checkpoint(exported.options.checkpoint))[0]
+    batches = network.draw(torch.Generator().manual_seed(1))
+    measure_parity(network, network.load(torch.float32), file, batches)
 
 
 def test_a_tampered_network_fails_naming_network_figure_and_limit(exported: Exported, tmp_path: Path) -> None:
     file = exported.options.work_dir / "text_encoder" / "model.onnx"
-    compare(exported, TEXT_ENCODER, file)
+    compare_text_encoder(exported, file)
     tampered = onnx.load(file)
     weights = max(tampered.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * np.float32(1.01), weights.name))
     onnx.save(tampered, tmp_path / "model.onnx")
     with pytest.raises(ParityError, match=r"^text_encoder: .* differs from torch by \S+ .* the limit is 0.0001\.$"):
-        compare(exported, TEXT_ENCODER, tmp_path / "model.onnx")
+        compare_text_encoder(exported, tmp_path / "model.onnx")

@@ -1,0 +1,121 @@
+"""Where a checkpoint comes from: a folder, or a hub repository at a pinned revision.
+
+The network is used for a hub repository alone, and only as long as its snapshot is not on this machine.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multsd_export.errors import CheckpointError
+from multsd_export.json_files import write_json
+
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>.*))?")
+REVISION = re.compile(r"[0-9a-f]{40}")
+COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+# A repository's root often holds the same weights once more, in one file: components alone are fetched.
+PATTERNS = (
+    "model_index.json",
+    *(f"{component}/*.{suffix}" for component in COMPONENTS for suffix in ("json", "safetensors", "txt")),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint folder and where it was taken from."""
+
+    path: Path
+    name: str
+    revision: str | None
+    licence: str | None
+
+
+def resolve_source(text: str, records: Path) -> Source:
+    """The folder that `text` names, or a snapshot of the hub repository `owner/name@revision`.
+
+    Args:
+        records: folder in which licences of fetched repositories are kept, so that a later export needs no network.
+
+    Raises:
+        CheckpointError: there is no such folder, the revision is not pinned, or the hub does not give the files.
+    """
+    path = Path(text)
+    hub = HUB_ID.fullmatch(text)
+    if path.exists() or hub is None:
+        return folder_source(path)
+    repository, revision = hub["repository"], hub["revision"]
+    if revision is None:
+        raise CheckpointError(
+            f"{text} does not exist; name a checkpoint folder in diffusers layout, or a hub repository as "
+            "owner/name@revision with its commit of 40 hexadecimal digits."
+        )
+    if not REVISION.fullmatch(revision):
+        raise CheckpointError(
+            f"{repository}: the revision is {revision!r}, expected a commit of 40 hexadecimal digits."
+        )
+    return _hub_source(repository, revision, records)
+
+
+def folder_source(path: Path) -> Source:
+    """A folder; a hub snapshot that already lies at `models--owner--name/snapshots/<commit>` tells its origin."""
+    resolved = path.resolve()
+    if resolved.parent.name == "snapshots":
+        name = resolved.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return Source(path, name, resolved.name, None)
+    return Source(path, resolved.name, None, None)
+
+
+def _hub_source(repository: str, revision: str, records: Path) -> Source:
+    record = records / f"{repository.replace('/', '--')}@{revision}.json"
+    path = _kept_snapshot(repository, revision) if record.is_file() else None
+    if path is None:
+        licence, path = _fetch(repository, revision)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, {"licence": licence})
+    return Source(path, repository, revision, json.loads(record.read_text(encoding="utf-8"))["licence"])
+
+
+def _kept_snapshot(repository: str, revision: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _fetch(repository: str, revision: str) -> tuple[str | None, Path]:
+    """The licence that the repository's card names, and the folder of its files."""
+    from httpx2 import HTTPError  # the client that huggingface_hub uses
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = model_info(repository, revision=revision)
+        names = [file.rfilename for file in info.siblings or ()]
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=unneeded(names)
+        )
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{repository}@{revision}: the hub does not give it: {reason}") from error
+    return _licence(info), Path(folder)
+
+
+def unneeded(names: Sequence[str]) -> list[str]:
+    """Weights in another variant than the plain one, where a component has the plain ones too."""
+    plain = {
+        Path(name).parent for name in names if re.fullmatch(r"[\w-]+\.safetensors(\.index\.json)?", Path(name).name)
+    }
+    variants = [name for name in names if re.search(r"\.\w+(-\d+-of-\d+)?\.safetensors$|\.index\.\w+\.json$", name)]
+    return [name for name in variants if Path(name).parent in plain]
+
+
+def _licence(info: Any) -> str | None:
+    card = info.card_data
+    licence = card.get("license_name") or card.get("license") if card else None
+    return str(licence) if licence else None

@@ -1,0 +1,187 @@
+"""LoRAs are fused into the weights, and what would be left out without a word is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from multsd_export import artefacts
+from multsd_export.checkpoint import Checkpoint, read_checkpoint
+from multsd_export.errors import CheckpointError
+from multsd_export.lora import read_lora
+from multsd_export.manifest import read_manifest
+from multsd_export.networks import networks_of
+from multsd_export.onnx_export import export_onnx
+from multsd_export.pipeline import export
+
+from .conftest import Exported
+
+RANK = 2
+ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+Tensors = dict[str, torch.Tensor]
+
+
+def pair(prefix: str, outputs: int, inputs: int, generator: torch.Generator) -> Tensors:
+    """One layer's two matrices, named as diffusers and peft name them."""
+    return {
+        f"{prefix}.lora_A.weight": torch.randn(RANK, inputs, generator=generator),
+        f"{prefix}.lora_B.weight": torch.randn(outputs, RANK, generator=generator),
+    }
+
+
+def tensors(unet_width: int = 16, text_width: int = 16) -> Tensors:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        **pair(f"unet.{ATTENTION}", unet_width, unet_width, generator),
+        **pair(f"text_encoder.{TEXT}", text_width, text_width, generator),
+    }
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A LoRA of one layer of the UNet and one of the text encoder."""
+    save_file(tensors(), tmp_path / "style.safetensors")
+    return tmp_path / "style.safetensors"
+
+
+def weights(checkpoint: Checkpoint, name: str) -> Tensors:
+    network = next(network for network in networks_of(checkpoint) if network.name == name)
+    state: Tensors = network.load(torch.float32).state_dict()
+    return state
+
+
+def changes(before: Tensors, after: Tensors) -> dict[str, torch.Tensor]:
+    """The differences that are not zero; every name is in both."""
+    assert before.keys() == after.keys()
+    return {name: after[name] - before[name] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, -2.0])
+@pytest.mark.parametrize(
+    ("network", "layer"), [("unet", f"unet.{ATTENTION}"), ("text_encoder", f"text_encoder.{TEXT}")]
+)
+def test_fusing_adds_the_scaled_product_to_its_one_layer(
+    checkpoint_folder: Path, lora: Path, network: str, layer: str, scale: float
+) -> None:
+    plain = read_checkpoint(checkpoint_folder)
+    fused = read_checkpoint(checkpoint_folder, loras=[read_lora(f"{lora}:{scale}")])
+    ((name, change),) = changes(weights(plain, network), weights(fused, network)).items()
+    suffix = layer.partition(".")[2].removeprefix("text_model.")
+    assert name.endswith(f"{suffix}.weight")
+    parts = tensors()
+    expected = scale * parts[f"{layer}.lora_B.weight"] @ parts[f"{layer}.lora_A.weight"]
+    torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_files_of_another_trainer_are_read_with_their_alpha(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """Names with underscores, a factor of alpha / rank: kohya's."""
+    parts = tensors()
+    name = f"lora_unet_{ATTENTION.replace('.', '_')}"
+    down, up = parts[f"unet.{ATTENTION}.lora_A.weight"], parts[f"unet.{ATTENTION}.lora_B.weight"]
+    stored = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    save_file(stored, tmp_path / "kohya.safetensors")
+    plain = read_checkpoint(checkpoint_folder)
+    fused = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "kohya.safetensors"))])
+    ((_, change),) = changes(weights(plain, "unet"), weights(fused, "unet")).items()
+    torch.testing.assert_close(change, up @ down / RANK, rtol=1e-4, atol=1e-5)
+
+
+def test_two_loras_add_up(checkpoint_folder: Path, lora: Path) -> None:
+    plain = read_checkpoint(checkpoint_folder)
+    twice = read_checkpoint(checkpoint_folder, loras=[read_lora(f"{lora}:1"), read_lora(f"{lora}:0.5")])
+    ((_, change),) = changes(weights(plain, "unet"), weights(twice, "unet")).items()
+    parts = tensors()
+    expected = 1.5 * parts[f"unet.{ATTENTION}.lora_B.weight"] @ parts[f"unet.{ATTENTION}.lora_A.weight"]
+    torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_second_text_encoders_take_their_own_part(small_checkpoints: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    parts = pair(f"text_encoder_2.{TEXT}", 24, 24, generator)
+    save_file(parts, tmp_path / "xl.safetensors")
+    plain = read_checkpoint(small_checkpoints / "sdxl")
+    fused = read_checkpoint(small_checkpoints / "sdxl", loras=[read_lora(str(tmp_path / "xl.safetensors"))])
+    ((_, change),) = changes(weights(plain, "text_encoder_2"), weights(fused, "text_encoder_2")).items()
+    expected = parts[f"text_encoder_2.{TEXT}.lora_B.weight"] @ parts[f"text_encoder_2.{TEXT}.lora_A.weight"]
+    torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+    assert not changes(weights(plain, "text_encoder"), weights(fused, "text_encoder"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"transformer.block.lora_A.weight": torch.ones(2, 2)}, "has transformer.block.lora_A.weight; the checkpoint"),
+        (
+            pair("unet.down_blocks.7.attentions.0.to_q", 16, 16, torch.Generator()),
+            "lora: odd.safetensors does not fit unet|changes 1 layers of unet, of which the checkpoint has 0",
+        ),
+        (
+            tensors() | pair("unet.down_blocks.7.attentions.0.to_q", 16, 16, torch.Generator()),
+            "changes 2 layers of unet, of which the checkpoint has 1",
+        ),
+        (tensors(unet_width=20), "lora: odd.safetensors does not fit unet: .*size mismatch"),
+        (
+            pair(f"text_encoder_2.{TEXT}", 16, 16, torch.Generator()),
+            f"has text_encoder_2.{TEXT}.lora_A.weight; the checkpoint takes unet, text_encoder",
+        ),
+    ],
+)
+def test_a_lora_of_another_structure_is_refused_by_name(
+    checkpoint_folder: Path, tmp_path: Path, stored: Tensors, message: str
+) -> None:
+    save_file(stored, tmp_path / "odd.safetensors")
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
+    with pytest.raises(CheckpointError, match=message):
+        weights(checkpoint, "unet")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.safetensors", "none.safetensors does not exist"),
+        ("style.safetensors:much", "the scale is 'much', expected a number"),
+        ("style.safetensors:nan", "the scale is 'nan', expected a number"),
+        ("style.bin", "is a pickle, which can run code"),
+        ("style.zip", "expected FILE.safetensors or FILE.safetensors:SCALE"),
+    ],
+)
+def test_what_is_no_lora_file_is_refused(lora: Path, name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_lora(str(lora.parent / name))
+
+
+def test_the_scale_is_one_unless_given(lora: Path) -> None:
+    assert [read_lora(text).scale for text in (f"{lora}", f"{lora}:0.8")] == [1.0, 0.8]
+
+
+def test_an_export_records_the_lora_and_makes_only_what_it_changes(
+    exported: Exported,
+    tmp_path: Path,
+    lora: Path,
+    progress: Callable[[str, float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: list[str] = []
+
+    def recording(network: Any, *args: Any) -> Any:
+        names.append(network.name)
+        return export_onnx(network, *args)
+
+    monkeypatch.setattr(artefacts, "export_onnx", recording)
+    options = replace(exported.copy(tmp_path / "copy"), loras=(read_lora(f"{lora}:0.5"),))
+    plain = read_manifest(options.output)
+    assert export(options, progress)
+    assert names == ["text_encoder", "unet"]
+    manifest = read_manifest(options.output)
+    assert plain is not None
+    assert manifest is not None
+    (record,) = manifest["checkpoint"]["loras"]
+    assert (record["name"], record["scale"]) == ("style.safetensors", 0.5)
+    assert record["digest"].startswith("sha256:")
+    assert manifest["checkpoint"]["digest"] != plain["checkpoint"]["digest"]
+    assert not export(options, progress)

@@ -1,0 +1,147 @@
+"""Weights are read from safetensors alone: single files, shards and half-precision variants. Pickles stay closed."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.errors import CheckpointError
+from multsd_export.networks import networks_of
+from multsd_export.pipeline import export
+from multsd_export.weights import find_weights
+
+from .conftest import Exported
+
+UNET = "diffusion_pytorch_model"
+Progress = Callable[[str, float], None]
+
+
+class Malicious:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.fixture
+def folder(checkpoint_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint that the test may change."""
+    return Path(shutil.copytree(checkpoint_folder, tmp_path / "checkpoint"))
+
+
+def split(folder: Path, infix: str = "") -> list[Path]:
+    """Replace the UNet's file by two shards and their index, as diffusers writes them."""
+    weights = load_file(folder / f"{UNET}.safetensors")
+    (folder / f"{UNET}.safetensors").unlink()
+    names = sorted(weights)
+    files = [folder / f"{UNET}-0000{number}-of-00002{infix}.safetensors" for number in (1, 2)]
+    halves = dict(zip(files, (names[::2], names[1::2]), strict=True))
+    for file, part in halves.items():
+        save_file({name: weights[name] for name in part}, file, metadata={"format": "pt"})
+    weight_map = {name: file.name for file, part in halves.items() for name in part}
+    (folder / f"{UNET}.safetensors.index{infix}.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    return files
+
+
+def loaded(folder: Path) -> dict[str, torch.Tensor]:
+    unet = next(network for network in networks_of(read_checkpoint(folder)) if network.name == "unet")
+    return unet.load(torch.float32).state_dict()
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("infix", ["", ".fp16"])
+def test_shards_hold_the_same_weights(folder: Path, infix: str) -> None:
+    whole = loaded(folder)
+    files = split(folder / "unet", infix)
+    assert same(loaded(folder), whole)
+    checkpoint = read_checkpoint(folder)
+    assert {f"unet/{file.name}" for file in files} < set(checkpoint.files)
+    assert checkpoint.weights["unet"].variant == ("fp16" if infix else None)
+
+
+def test_a_half_precision_variant_is_read_where_it_is_all_there_is(folder: Path) -> None:
+    whole = loaded(folder)
+    (folder / "unet" / f"{UNET}.safetensors").rename(folder / "unet" / f"{UNET}.fp16.safetensors")
+    assert same(loaded(folder), whole)
+
+
+def test_full_weights_are_preferred_to_a_variant(folder: Path) -> None:
+    shutil.copy(folder / "unet" / f"{UNET}.safetensors", folder / "unet" / f"{UNET}.fp16.safetensors")
+    assert find_weights(folder / "unet", UNET).variant is None
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    files = split(folder / "unet")
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match=f"the shard {files[1].name} is missing"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "shard.bin"])
+def test_an_index_that_leads_elsewhere_is_refused(folder: Path, name: str) -> None:
+    index = folder / "unet" / f"{UNET}.safetensors.index.json"
+    (folder / "unet" / f"{UNET}.safetensors").unlink()
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": name}}))
+    with pytest.raises(CheckpointError, match=f"{name} is not a safetensors file of the same folder"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"a": "b.safetensors"}}'])
+def test_an_index_without_a_weight_map_is_refused(folder: Path, text: str) -> None:
+    (folder / "unet" / f"{UNET}.safetensors").unlink()
+    (folder / "unet" / f"{UNET}.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="expected an object with metadata and a weight_map"):
+        read_checkpoint(folder)
+
+
+def test_another_variant_is_named(folder: Path) -> None:
+    (folder / "unet" / f"{UNET}.safetensors").rename(folder / "unet" / f"{UNET}.non_ema.safetensors")
+    with pytest.raises(CheckpointError, match=f"found config.json, {UNET}.non_ema.safetensors"):
+        read_checkpoint(folder)
+
+
+def test_the_malicious_pickle_of_these_tests_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "harm")))  # noqa: S301
+    assert (tmp_path / "harm").exists()
+
+
+def test_a_pickle_is_refused_unopened_with_the_command_that_converts_it(folder: Path, tmp_path: Path) -> None:
+    (folder / "unet" / f"{UNET}.safetensors").unlink()
+    (folder / "unet" / f"{UNET}.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "harm")))
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(folder)
+    assert f"unet: {UNET}.bin is a pickle, which can run code when it is loaded" in str(error.value)
+    assert f"P.from_pretrained('{folder}', use_safetensors=False).save_pretrained(" in str(error.value)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_single_pickled_file_is_refused_unopened_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Malicious(tmp_path / "harm")))
+    with pytest.raises(CheckpointError, match="from_single_file"):
+        read_checkpoint(tmp_path / "model.ckpt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_pickles_beside_safetensors_are_never_opened(exported: Exported, tmp_path: Path, progress: Progress) -> None:
+    options = exported.copy(tmp_path)
+    names = {"text_encoder": "pytorch_model", "unet": UNET, "vae": UNET}
+    for component, name in names.items():
+        (options.checkpoint / component / f"{name}.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "harm")))
+    shutil.rmtree(options.work_dir)
+    assert export(replace(options, force=True), progress)
+    assert not (tmp_path / "harm").exists()
