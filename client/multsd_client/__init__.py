@@ -17,9 +17,11 @@ from multsd_client.errors import (
     MultsdError,
     ProtocolError,
     ServiceUnavailableError,
+    UnauthorizedError,
 )
-from multsd_client.request import Box, GenerationRequest, Region
+from multsd_client.request import GenerationRequest, Region
 from multsd_client.result import GenerationResult
+from multsd_client.shapes import Box, Polygon, RunLengths
 from multsd_client.tensors import Progress
 
 __all__ = [
@@ -33,8 +35,11 @@ __all__ = [
     "GenerationResult",
     "InvalidRequestError",
     "MultsdError",
+    "Polygon",
     "Progress",
     "ProtocolError",
     "Region",
+    "RunLengths",
     "ServiceUnavailableError",
+    "UnauthorizedError",
 ]

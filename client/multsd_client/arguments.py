@@ -10,10 +10,12 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from multsd_client.request import Box, Region
+from multsd_client.request import Region
+from multsd_client.shapes import Box
 
 OPTION = "--region"
 BOX = "box:"
+LEAST_VALUES, MOST_VALUES = 2, 3
 
 
 class RegionCommand(TyperCommand):
@@ -24,20 +26,37 @@ class RegionCommand(TyperCommand):
 
 
 def gather(args: Sequence[str]) -> list[str]:
-    """Replace the values after each --region by one value, their JSON list. After `--` nothing is touched."""
+    """Replace the values after each --region by one value, their JSON list. After `--` nothing is touched.
+
+    Raises typer.BadParameter for a region without a prompt.
+    """
     gathered: list[str] = []
     rest = list(args)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
             return [*gathered, argument, *rest]
-        gathered.append(argument)
-        if argument == OPTION:
-            values: list[str] = []
-            while rest and len(values) < 3 and not rest[0].startswith("-"):
-                values.append(rest.pop(0))
-            gathered.append(json.dumps(values))
+        name, equals, value = argument.partition("=")
+        if name != OPTION:
+            gathered.append(argument)
+            continue
+        values = [value] if equals else []
+        while rest and len(values) < MOST_VALUES and not is_option(rest[0]):
+            values.append(rest.pop(0))
+        if len(values) < LEAST_VALUES:
+            raise typer.BadParameter(
+                f"expected MASK PROMPT [NEGATIVE], found {values or 'nothing'}; a prompt of one word that begins with "
+                "a dash needs a space before it",
+                param_hint=OPTION,
+            )
+        gathered += [OPTION, json.dumps(values)]
     return gathered
+
+
+def is_option(argument: str) -> bool:
+    """Whether an argument ends a region: it begins with "-", and its first word is all of it, or ends with "="."""
+    name, _, _ = argument.partition("=")
+    return name.startswith("-") and len(name.split()) == 1
 
 
 def read_regions(options: Sequence[str]) -> tuple[Region, ...]:
@@ -46,8 +65,6 @@ def read_regions(options: Sequence[str]) -> tuple[Region, ...]:
 
 
 def _region(values: list[str]) -> Region:
-    if len(values) not in (2, 3):
-        raise typer.BadParameter(f"expected MASK PROMPT [NEGATIVE], got {values}", param_hint=OPTION)
     mask, prompt, *negative = values
     try:
         source = Box.parse(mask.removeprefix(BOX)) if mask.startswith(BOX) else Path(mask).read_bytes()

@@ -1,7 +1,8 @@
 """The command `multsd`. On stdout: the path of the picture, nothing else; progress and remarks go to stderr.
 
-Exit codes: 0 done; 1 the picture could not be written; 2 bad arguments or a refused request; 3 the service is not
-there or full; 4 too late; 5 the service failed, or its reply was not understood; 130 interrupted.
+Exit codes: 0 done; 1 the picture could not be written, or some of a batch failed; 2 bad arguments, a refused request or
+a missing token; 3 the service is not there or full; 4 too late; 5 the service failed, or its reply was not understood;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from multsd_client import replay as records
 from multsd_client.arguments import RegionCommand, read_regions
+from multsd_client.batch_command import batch_command
 from multsd_client.client import Client
 from multsd_client.display import progress_bar, show_error, show_result
 from multsd_client.errors import (
@@ -25,11 +28,14 @@ from multsd_client.errors import (
     MultsdError,
     ProtocolError,
     ServiceUnavailableError,
+    UnauthorizedError,
 )
+from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 
 EXIT_CODES: Mapping[type[MultsdError], int] = {
+    UnauthorizedError: 2,
     InvalidRequestError: 2,
     ServiceUnavailableError: 3,
     DeadlineExceededError: 4,
@@ -37,6 +43,7 @@ EXIT_CODES: Mapping[type[MultsdError], int] = {
     ProtocolError: 5,
 }
 EXIT_NOT_WRITTEN = 1
+EXIT_NOT_READY = EXIT_CODES[ServiceUnavailableError]
 
 FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 DEFAULT_SIDE = 512
@@ -75,8 +82,11 @@ def generate(
         typer.Option(metavar="FILE|-", help="The API's JSON from a file or stdin; options given here win over it."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help=".jpg, .png or .webp.")] = Path("multsd.jpg"),
-    url: Annotated[str, typer.Option(envvar="MULTSD_URL", help="The service.")] = "http://127.0.0.1:5000",
-    timeout: Annotated[float, typer.Option(help="Seconds without a sign of life before giving up.")] = 600.0,
+    quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    retries: Retries = 0,
+    token_file: TokenFile = None,
 ) -> None:
     """Paint one picture and print the path of the file it is in.
 
@@ -92,13 +102,64 @@ def generate(
         "scheduler": scheduler,
         "seed": seed,
         "output_format": _format(output),
+        "quality": quality,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if request is None:
         body = _described(prompt, region or [], given)
     else:
         body = {**_read_json(request, prompt, region or []), **given}
-    _write(_ask(url, body, timeout=timeout), output)
+    service = {"timeout": timeout, "retries": retries, "token": read_token(token_file)}
+    _write(_ask(url, body, service), output)
+
+
+@app.command()
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP that the service has painted.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help=".jpg, .png or .webp. [default: replay.*, as the picture]")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    retries: Retries = 0,
+    token_file: TokenFile = None,
+) -> None:
+    """Paint a picture again from the parameters that it carries, and print the path of the file it is in."""
+    try:
+        body, checkpoint = records.read(picture.read_bytes())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{picture}: {error}", param_hint="PICTURE") from None
+    target = output or Path(f"replay{picture.suffix}")
+    service = {"timeout": timeout, "retries": retries, "token": read_token(token_file)}
+    result = _ask(url, {**body, "output_format": _format(target)}, service)
+    if result.checkpoint.get("digest") != checkpoint.get("digest"):
+        typer.echo("the service paints with another checkpoint than the picture's: expect another picture", err=True)
+    _write(result, target)
+
+
+@app.command()
+def health(
+    url: Url = DEFAULT_URL,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
+    token_file: TokenFile = None,
+) -> None:
+    """Print whether the service would take a request now, and with which checkpoint it paints; exit code 3 if not."""
+    try:
+        with Client(url, timeout=timeout, token=read_token(token_file)) as client:
+            if not client.ready():
+                typer.echo("not ready")
+                raise typer.Exit(EXIT_NOT_READY)
+            checkpoint = client.limits().get("checkpoint", {})
+    except MultsdError as error:
+        show_error(Console(stderr=True), error)
+        raise typer.Exit(EXIT_CODES[type(error)]) from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from None
+    name, digest = (checkpoint.get(key) or "not told" for key in ("name", "digest"))
+    typer.echo(f"ready: checkpoint {name}, digest {digest}")
+
+
+app.command("batch")(batch_command)
 
 
 def _described(prompt: str | None, regions: list[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,13 +195,14 @@ def _format(output: Path) -> str:
     try:
         return FORMATS[output.suffix.lower()]
     except KeyError:
-        raise typer.BadParameter(f"expected {', '.join(FORMATS)}, got {output.name}", param_hint="--output") from None
+        raise typer.BadParameter(f"expected {', '.join(FORMATS)}, found {output.name}", param_hint="--output") from None
 
 
-def _ask(url: str, body: Mapping[str, Any], *, timeout: float) -> GenerationResult:
+def _ask(url: str, body: Mapping[str, Any], service: Mapping[str, Any]) -> GenerationResult:
+    """Paint, with the bar and the remarks; service: how to talk to it, as Client's arguments."""
     console = Console(stderr=True)
     try:
-        with Client(url, timeout=timeout) as client, progress_bar(console) as on_progress:
+        with Client(url, **service) as client, progress_bar(console) as on_progress:
             result = client.generate(body, on_progress=on_progress)
     except MultsdError as error:
         show_error(console, error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -10,16 +12,21 @@ from typing import Any, Self
 import httpx
 
 from multsd_client import protocol
-from multsd_client.errors import ProtocolError
+from multsd_client.errors import MultsdError, ProtocolError
 from multsd_client.protocol import OnProgress
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
+from multsd_client.retries import pause
 
-_ENDED = "stream: expected a result or an error, got its end"
+_ENDED = "stream: expected a result or an error, found its end"
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, 5.0))
+
+
+def _credentials(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def _service_url(url: str) -> httpx.URL:
@@ -27,21 +34,33 @@ def _service_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"url: expected http://host:port, got {url!r}: {error}") from None
+        raise ValueError(f"url: expected http://host:port, found {url!r}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"url: expected http://host:port, got {url!r}")
+        raise ValueError(f"url: expected http://host:port, found {url!r}")
     return parsed
 
 
 class Client:
     """Blocking client of one gateway; a context manager.
 
-    timeout: seconds without a sign of life from the service. transport: an httpx transport, for tests and proxies.
-    Raises ValueError for a URL that is none.
+    token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
+    retries: how often a request is tried again while the service is not there or full and nothing was answered.
+    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none.
     """
 
-    def __init__(self, url: str, *, timeout: float = 600.0, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = httpx.Client(base_url=_service_url(url), timeout=_timeout(timeout), transport=transport)
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout: float = 600.0,
+        retries: int = 0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.Client(
+            base_url=_service_url(url), headers=_credentials(token), timeout=_timeout(timeout), transport=transport
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +81,26 @@ class Client:
         request_id: str | None = None,
     ) -> GenerationResult:
         """Paint one picture; `request` may be the API's own JSON. Raises MultsdError."""
+        attempt = 0
+        while True:
+            try:
+                return self._generate(request, on_progress, request_id)
+            except MultsdError as error:
+                attempt += 1
+                if (seconds := pause(error, attempt=attempt, retries=self._retries)) is None:
+                    raise
+            time.sleep(seconds)
+
+    def limits(self) -> Mapping[str, Any]:
+        """What the service accepts, and with which checkpoint it paints. Raises MultsdError."""
+        try:
+            return protocol.plain_object(self._http.get(protocol.LIMITS_PATH))
+        except httpx.RequestError as error:
+            raise protocol.transport_error(error, self._http.base_url) from error
+
+    def _generate(
+        self, request: GenerationRequest | Mapping[str, Any], on_progress: OnProgress | None, request_id: str | None
+    ) -> GenerationResult:
         reader = protocol.ReplyReader(on_progress)
         with self._stream(protocol.body(request), request_id) as response:
             if response.status_code != httpx.codes.OK:
@@ -82,22 +121,36 @@ class Client:
     @contextmanager
     def _stream(self, body: Mapping[str, Any], request_id: str | None) -> Iterator[httpx.Response]:
         headers = {protocol.REQUEST_ID: request_id} if request_id else {}
+        answered = False
         try:
             with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
+                answered = response.is_success
                 yield response
         except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url) from error
+            raise protocol.transport_error(error, self._http.base_url, answered=answered) from error
 
 
 class AsyncClient:
     """Awaitable client of one gateway; an asynchronous context manager. Cancelling a call cancels its picture.
 
-    timeout: seconds without a sign of life from the service. transport: an httpx transport, for tests and proxies.
-    Raises ValueError for a URL that is none.
+    token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
+    retries: how often a request is tried again while the service is not there or full and nothing was answered.
+    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none.
     """
 
-    def __init__(self, url: str, *, timeout: float = 600.0, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._http = httpx.AsyncClient(base_url=_service_url(url), timeout=_timeout(timeout), transport=transport)
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout: float = 600.0,
+        retries: int = 0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.AsyncClient(
+            base_url=_service_url(url), headers=_credentials(token), timeout=_timeout(timeout), transport=transport
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,6 +171,26 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> GenerationResult:
         """Paint one picture; `request` may be the API's own JSON. Raises MultsdError."""
+        attempt = 0
+        while True:
+            try:
+                return await self._generate(request, on_progress, request_id)
+            except MultsdError as error:
+                attempt += 1
+                if (seconds := pause(error, attempt=attempt, retries=self._retries)) is None:
+                    raise
+            await asyncio.sleep(seconds)
+
+    async def limits(self) -> Mapping[str, Any]:
+        """What the service accepts, and with which checkpoint it paints. Raises MultsdError."""
+        try:
+            return protocol.plain_object(await self._http.get(protocol.LIMITS_PATH))
+        except httpx.RequestError as error:
+            raise protocol.transport_error(error, self._http.base_url) from error
+
+    async def _generate(
+        self, request: GenerationRequest | Mapping[str, Any], on_progress: OnProgress | None, request_id: str | None
+    ) -> GenerationResult:
         reader = protocol.ReplyReader(on_progress)
         async with self._stream(protocol.body(request), request_id) as response:
             if response.status_code != httpx.codes.OK:
@@ -138,8 +211,10 @@ class AsyncClient:
     @asynccontextmanager
     async def _stream(self, body: Mapping[str, Any], request_id: str | None) -> AsyncIterator[httpx.Response]:
         headers = {protocol.REQUEST_ID: request_id} if request_id else {}
+        answered = False
         try:
             async with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
+                answered = response.is_success
                 yield response
         except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url) from error
+            raise protocol.transport_error(error, self._http.base_url, answered=answered) from error

@@ -2,6 +2,7 @@
 
 ```
 MultsdError
+|-- UnauthorizedError      the service wants a token, or another one                            (401)
 |-- InvalidRequestError    the request itself is at fault; `errors` names each field          (HTTP 400, 413)
 |-- ServiceUnavailableError  nobody answers, or the service is full; `retry_after` in seconds (429, 503, no connection)
 |-- DeadlineExceededError  the picture was not ready in time                                  (408, 504, client timeout)
@@ -36,6 +37,10 @@ class MultsdError(Exception):
         self.request_id = request_id
 
 
+class UnauthorizedError(MultsdError):
+    """The service takes requests only with a token that it knows."""
+
+
 class InvalidRequestError(MultsdError):
     """The service refused the request; sending it again unchanged will not help."""
 
@@ -45,11 +50,22 @@ class InvalidRequestError(MultsdError):
 
 
 class ServiceUnavailableError(MultsdError):
-    """Nobody answers or the service is full; worth another try after `retry_after` seconds (None: not told)."""
+    """Nobody answers or the service is full; worth another try after `retry_after` seconds (None: not told).
 
-    def __init__(self, message: str, *, retry_after: float | None = None, request_id: str | None = None) -> None:
+    answered: whether part of an answer had come, such as progress, so that work has been done.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+        answered: bool = False,
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.retry_after = retry_after
+        self.answered = answered
 
 
 class DeadlineExceededError(MultsdError):

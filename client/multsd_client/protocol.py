@@ -17,12 +17,14 @@ from multsd_client.errors import (
     MultsdError,
     ProtocolError,
     ServiceUnavailableError,
+    UnauthorizedError,
 )
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.tensors import Progress
 
 STREAM_PATH = "/multsd/stream"
+LIMITS_PATH = "/limits"
 REQUEST_ID = "X-Request-Id"
 
 OnProgress = Callable[[Progress], None]
@@ -72,11 +74,13 @@ def read_event(event: Event) -> Progress | GenerationResult | None:
         try:
             return Progress(event.data["step"], event.data["num_inference_steps"])
         except KeyError as error:
-            raise ProtocolError(f"progress event: expected {error.args[0]}, got {sorted(event.data)}") from None
+            raise ProtocolError(f"progress event: expected {error.args[0]}, found {sorted(event.data)}") from None
     if event.name == "result":
         return GenerationResult.from_json(event.data)
     if event.name == "error":
-        raise _error(event.data.get("status", 500), event.data, retry_after=event.data.get("retry_after"))
+        raise _error(
+            event.data.get("status", 500), event.data, retry_after=event.data.get("retry_after"), answered=True
+        )
     return None
 
 
@@ -98,6 +102,13 @@ class ReplyReader:
         return update
 
 
+def plain_object(response: httpx.Response) -> Mapping[str, Any]:
+    """The JSON object of a reply. Raises MultsdError."""
+    if not response.is_success:
+        raise error_of(response)
+    return _json_object(response.text)
+
+
 def error_of(response: httpx.Response) -> MultsdError:
     """The exception for a reply that is not a picture; its body must have been read."""
     try:
@@ -105,25 +116,27 @@ def error_of(response: httpx.Response) -> MultsdError:
     except ProtocolError:
         data = {}
     if "message" not in data:
-        return ProtocolError(f"{response.url}: expected the multsd API, got HTTP {response.status_code}")
+        return ProtocolError(f"{response.url}: expected the multsd API, found HTTP {response.status_code}")
     retry_after = response.headers.get("Retry-After", "")
     return _error(response.status_code, data, retry_after=float(retry_after) if retry_after.isdecimal() else None)
 
 
-def transport_error(error: httpx.RequestError, url: httpx.URL) -> MultsdError:
-    """The exception for a request that got no (whole) reply."""
+def transport_error(error: httpx.RequestError, url: httpx.URL, *, answered: bool = False) -> MultsdError:
+    """The exception for a request without a (whole) reply. answered: whether part of one had come."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlineExceededError(f"{url}: no reply in time")
-    return ServiceUnavailableError(f"{url}: {error or type(error).__name__}")
+    return ServiceUnavailableError(f"{url}: {error or type(error).__name__}", answered=answered)
 
 
-def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None) -> MultsdError:
+def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None, answered: bool = False) -> MultsdError:
     message, request_id = str(data.get("message", f"HTTP {status}")), data.get("request_id")
     if status in (400, 413, 422):
         notes = [FieldNote(str(note.get("field", "")), str(note.get("message", ""))) for note in data.get("errors", [])]
         return InvalidRequestError(message, errors=notes, request_id=request_id)
+    if status == 401:
+        return UnauthorizedError(message, request_id=request_id)
     if status in (429, 503):
-        return ServiceUnavailableError(message, retry_after=retry_after, request_id=request_id)
+        return ServiceUnavailableError(message, retry_after=retry_after, request_id=request_id, answered=answered)
     if status in (408, 504):
         return DeadlineExceededError(message, request_id=request_id)
     return GenerationFailedError(message, request_id=request_id)
@@ -135,5 +148,5 @@ def _json_object(text: str) -> Mapping[str, Any]:
     except ValueError:
         raise ProtocolError("reply: expected JSON") from None
     if not isinstance(value, dict):
-        raise ProtocolError(f"reply: expected a JSON object, got {type(value).__name__}")
+        raise ProtocolError(f"reply: expected a JSON object, found {type(value).__name__}")
     return value

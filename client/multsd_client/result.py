@@ -46,4 +46,4 @@ class GenerationResult:
                 request_id=reply["request_id"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"reply: expected a picture of the multsd API, got {error!r}") from error
+            raise ProtocolError(f"reply: expected a picture of the multsd API, found {error!r}") from error

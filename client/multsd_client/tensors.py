@@ -42,7 +42,15 @@ INPUTS: Mapping[str, TensorSpec] = {
     "return_latents": TensorSpec("BOOL", (1,), optional=True),
 }
 
+# Sent only to a served model whose metadata lists them.
+NEWER_INPUTS: Mapping[str, TensorSpec] = {
+    "preview_every": TensorSpec("INT32", (1,), optional=True),
+    "deadline_s": TensorSpec("FP32", (1,), optional=True),
+}
+
 OUTPUTS: Mapping[str, TensorSpec] = {
+    "queue_position": TensorSpec("INT32", (1,)),
+    "preview": TensorSpec("UINT8", (-1, -1, 3)),
     "progress_steps": TensorSpec("INT32", (2,)),
     "image": TensorSpec("UINT8", (-1, -1, 3)),
     "warnings": TensorSpec("BYTES", (-1,)),
@@ -81,6 +89,8 @@ class ModelRequest:
     seed: int | None = None
     scheduler: str | None = None
     view_stride: int | None = None
+    preview_every: int | None = None
+    deadline_s: float | None = None
     progress: bool = False
     return_latents: bool = False
 
@@ -91,6 +101,23 @@ class Progress:
 
     step: int
     num_inference_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """How many requests wait before this one."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """An estimate of the picture. image: (h, w, 3) uint8 sRGB, one pixel for every latent cell."""
+
+    image: NDArray[np.uint8] = field(repr=False, compare=False)
+
+
+Update = Queued | Progress | Preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +144,20 @@ def to_tensors(request: ModelRequest) -> dict[str, Array]:
         "seed": request.seed,
         "scheduler": request.scheduler,
         "view_stride": request.view_stride,
+        "preview_every": request.preview_every,
+        "deadline_s": request.deadline_s,
         "progress": request.progress or None,
         "return_latents": request.return_latents or None,
     }
     return {name: _array(name, value) for name, value in values.items() if value is not None}
 
 
-def from_tensors(outputs: Mapping[str, Array]) -> Progress | Picture:
-    """Read one response by its output tensors. Raises ValueError when it is neither a progress nor a final one."""
+def from_tensors(outputs: Mapping[str, Array]) -> Update | Picture:
+    """Read one response by its output tensors. Raises ValueError when it is neither an update nor a final one."""
+    if "queue_position" in outputs:
+        return Queued(int(outputs["queue_position"].item()))
+    if "preview" in outputs:
+        return Preview(outputs["preview"])
     if "progress_steps" in outputs:
         step, total = outputs["progress_steps"].tolist()
         return Progress(step, total)
@@ -136,11 +169,16 @@ def from_tensors(outputs: Mapping[str, Array]) -> Progress | Picture:
             latents=outputs.get("latents"),
         )
     except KeyError as error:
-        raise ValueError(f"response: expected {error.args[0]}, got {sorted(outputs)}") from None
+        raise ValueError(f"response: expected {error.args[0]}, found {sorted(outputs)}") from None
+
+
+def spec_of(name: str) -> TensorSpec:
+    """The tensor of an input, a newer one too."""
+    return INPUTS[name] if name in INPUTS else NEWER_INPUTS[name]
 
 
 def _array(name: str, value: Any) -> Array:
-    spec = INPUTS[name]
+    spec = spec_of(name)
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value, dtype=_NUMPY[spec.datatype])
     values = value if isinstance(value, tuple) else (value,)

@@ -54,10 +54,29 @@ def compose(parts: Parts, contracts: Mapping[str, ModelConfig], target: Path) ->
     merged = {
         name: merge_config(contract, parse_config(parts.profile.settings(name))) for name, contract in contracts.items()
     }
+    _describe(merged[ORCHESTRATOR], parts.checkpoint)
     for name, config in merged.items():
         _write_model(parts, config, target / name)
     checkpoint_folder = target / ORCHESTRATOR / VERSION / CHECKPOINT_FOLDER
     _write_checkpoint(parts, merged["unet"].max_batch_size, checkpoint_folder)
+
+
+def _describe(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Tell clients, who see a model's configuration but not its files, what it paints with."""
+    facts = {
+        "checkpoint_name": checkpoint.name,
+        "checkpoint_digest": checkpoint.digest,
+        "checkpoint_family": checkpoint.family,
+        "window": checkpoint.window,
+        "view_stride": view_stride(checkpoint),
+    }
+    for name, value in facts.items():
+        config.parameters[name].string_value = str(value)
+
+
+def view_stride(checkpoint: Checkpoint) -> int:
+    """The paper's 8 latent cells for a window of 64, in proportion for others."""
+    return checkpoint.window // 8
 
 
 def _write_model(parts: Parts, config: ModelConfig, target: Path) -> None:
@@ -101,7 +120,7 @@ def checkpoint_settings(
         "family": checkpoint.family,
         "prediction_type": checkpoint.prediction_type,
         "window": checkpoint.window,
-        "view_stride": checkpoint.window // 8,  # the paper's 8 for a window of 64
+        "view_stride": view_stride(checkpoint),
         "latent_channels": checkpoint.latent_channels,
         "vae_scale_factor": checkpoint.vae_scale_factor,
         "scaling_factor": checkpoint.scaling_factor,

@@ -33,7 +33,7 @@ def read_lora(text: str) -> Lora:
     if path.suffix in PICKLE_SUFFIXES:
         raise CheckpointError(f"lora: {path} is a pickle, which can run code when it is loaded; expected .safetensors.")
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"lora: expected FILE.safetensors or FILE.safetensors:SCALE, got {text}.")
+        raise CheckpointError(f"lora: expected FILE.safetensors or FILE.safetensors:SCALE, found {text}.")
     if not path.is_file():
         raise CheckpointError(f"lora: {path} does not exist.")
     return Lora(path, _scale(scale) if separator else 1.0, file_digest(path))

@@ -6,36 +6,51 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from multsd_client.tensors import Progress
+from multsd_client.tensors import Update
 from multsd_gateway import documentation
+from multsd_gateway.balancing import BalancedPainter
 from multsd_gateway.body import read_body
-from multsd_gateway.connection import EventSender, EventStream, while_connected
+from multsd_gateway.capabilities import capabilities
+from multsd_gateway.connection import EventSender, EventStream, event, while_connected
 from multsd_gateway.errors import ClientGoneError, GatewayError, ModelUnavailableError
-from multsd_gateway.inference import Painter, TritonPainter
+from multsd_gateway.inference import Painter
 from multsd_gateway.logs import request_id_var
-from multsd_gateway.middleware import RequestIds
+from multsd_gateway.metrics import METRICS_TYPE, Measured, Metrics, triton_metrics
+from multsd_gateway.middleware import REQUEST_ID, RequestIds
 from multsd_gateway.pictures import wanted_format
-from multsd_gateway.replies import error_event, handle_gateway_error, handle_http_error, picture_reply
-from multsd_gateway.service import Order, Painting, Service
+from multsd_gateway.rate import RateLimit
+from multsd_gateway.replies import (
+    error_event,
+    handle_gateway_error,
+    handle_http_error,
+    json_reply,
+    picture_reply,
+    update_event,
+)
+from multsd_gateway.security import EXPOSED_HEADERS, Authentication, SecurityHeaders
+from multsd_gateway.service import LARGE_PICTURE, Order, Painting, Service
 from multsd_gateway.settings import Settings
+from multsd_gateway.tokens import read_tokens
+from multsd_gateway.triton import connect
 from multsd_gateway.uploads import Upload
 
 READY_SECONDS = 2.0
-METRICS_SECONDS = 2.0
+PATHS = ("/multsd", "/multsd/stream", "/limits", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 
 
 class Gateway:
     """The endpoints over one painter."""
 
-    def __init__(self, settings: Settings, painter: Painter) -> None:
+    def __init__(self, settings: Settings, painter: Painter, metrics: Metrics) -> None:
         self._settings = settings
         self._painter = painter
+        self._metrics = metrics
         self._service = Service(settings, painter)
 
     async def multsd(self, request: Request) -> Response:
@@ -43,15 +58,15 @@ class Gateway:
         wanted = wanted_format(request.headers.get("accept", "*/*"))
         order = Order(request_id=request_id_var.get(), strict=_strict(request), picture_format=wanted.name)
         painting = await self._paint(request, order)
-        return picture_reply(painting) if wanted.as_picture else JSONResponse(painting.to_json())
+        reply = picture_reply if wanted.as_picture else json_reply
+        return await self._service.in_thread_if_large(lambda: reply(painting), large=is_large(painting))
 
     async def stream(self, request: Request) -> Response:
         """Answer with events while the picture is painted."""
 
         async def work(sender: EventSender) -> None:
-            async def on_progress(progress: Progress) -> None:
-                data = {"step": progress.step, "num_inference_steps": progress.num_inference_steps}
-                await sender.event("progress", data)
+            async def on_progress(update: Update) -> None:
+                await sender.data(update_event(update))
 
             order = Order(
                 request_id=request_id_var.get(),
@@ -60,7 +75,10 @@ class Gateway:
                 on_progress=on_progress,
             )
             painting = await self._paint(request, order)
-            await sender.event("result", painting.to_json())
+            result = await self._service.in_thread_if_large(
+                lambda: event("result", painting.to_json()), large=is_large(painting)
+            )
+            await sender.data(result)
 
         return EventStream(work, on_error=error_event)
 
@@ -81,21 +99,29 @@ class Gateway:
             return JSONResponse(body, status_code=503)
         return JSONResponse({"ready": True, "models": list(models)})
 
-    async def metrics(self) -> Response:
-        """Triton's metrics, as they are."""
+    async def limits(self) -> Response:
+        """What this deployment accepts, and with which checkpoint it paints."""
         try:
-            async with httpx.AsyncClient(timeout=METRICS_SECONDS, trust_env=False) as client:
-                answer = await client.get(self._settings.triton_metrics_url)
-        except httpx.HTTPError as error:
-            raise ModelUnavailableError(f"no metrics from Triton: {type(error).__name__}") from error
-        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+            async with asyncio.timeout(READY_SECONDS):
+                model = await self._painter.describe()
+        except TimeoutError:
+            raise ModelUnavailableError("no description of the model in time") from None
+        return JSONResponse(capabilities(self._settings, model, last_checkpoint=self._service.last_checkpoint))
+
+    async def metrics(self) -> Response:
+        """The gateway's metrics, then Triton's as they are."""
+        text, up = await triton_metrics(self._settings.triton_metrics_url)
+        self._metrics.triton_up.set(up)
+        return Response(self._metrics.text() + text, media_type=METRICS_TYPE)
 
     async def _paint(self, request: Request, order: Order) -> Painting:
         """A request takes its place only when all of it is there: a slow body keeps nobody out."""
         with self._service.uploads.receive() as upload:
             await self._read(request, upload)
             with self._service.admission.enter():
-                return await while_connected(request.receive, self._service.paint(upload, order))
+                painting = await while_connected(request.receive, self._service.paint(upload, order))
+                self._metrics.observe_stages(painting.stages)
+                return painting
 
     async def _read(self, request: Request, upload: Upload) -> None:
         try:
@@ -111,9 +137,13 @@ class Gateway:
 
 
 def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
-    """The gateway as an ASGI application. painter: what paints instead of the Triton that the settings name."""
-    used = painter or TritonPainter(settings.triton_url, silence_seconds=settings.triton_silence_seconds)
-    gateway = Gateway(settings, used)
+    """The gateway as an ASGI application. painter: what paints instead of the Tritons that the settings name.
+
+    Raises ValueError and OSError for a file of tokens or certificates that cannot be used.
+    """
+    used = painter or connect(settings)
+    metrics = Metrics(paths=PATHS, endpoints=used.endpoints if isinstance(used, BalancedPainter) else ())
+    gateway = Gateway(settings, used, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -123,15 +153,43 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
             await used.close()
 
     app = FastAPI(title="multsd", version="0.1.0", description=documentation.API, lifespan=lifespan)
-    app.add_middleware(RequestIds)
     app.add_exception_handler(GatewayError, handle_gateway_error)
     app.add_exception_handler(HTTPException, handle_http_error)
-    app.add_api_route("/multsd", gateway.multsd, methods=["POST"], **documentation.MULTSD)
-    app.add_api_route("/multsd/stream", gateway.stream, methods=["POST"], **documentation.STREAM)
+    app.add_api_route("/multsd", gateway.multsd, methods=["POST"], **documentation.multsd(settings))
+    app.add_api_route("/multsd/stream", gateway.stream, methods=["POST"], **documentation.stream(settings))
+    app.add_api_route("/limits", gateway.limits, methods=["GET"], **documentation.LIMITS)
     app.add_api_route("/healthz", gateway.healthz, methods=["GET"], **documentation.HEALTHZ)
     app.add_api_route("/metrics", gateway.metrics, methods=["GET"], **documentation.METRICS)
     app.add_api_route("/readyz", gateway.readyz, methods=["GET"], **documentation.READYZ)
+    _add_middleware(app, settings, metrics)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """From the inside to the outside: what is added last sees a request first."""
+    if settings.token_file is not None:
+        app.add_middleware(
+            Authentication,
+            tokens=read_tokens(settings.token_file),
+            rate=RateLimit(per_minute=settings.rate_per_minute, burst=settings.rate_burst),
+            open_paths=settings.open_paths,
+        )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(RequestIds)
+
+
+def is_large(painting: Painting) -> bool:
+    """Whether making a reply of it would hold the event loop up."""
+    return len(painting.image) > LARGE_PICTURE
 
 
 def _strict(request: Request) -> bool:

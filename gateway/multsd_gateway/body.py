@@ -29,15 +29,15 @@ async def read_body(
     Raises BodyTooLargeError as soon as the limit is passed, BodyTooSlowError after `seconds`, and OverloadedError.
     """
     if declared is not None and declared.isdecimal() and int(declared[:20]) > limit:
-        raise BodyTooLargeError(f"body: expected at most {limit} bytes, got {declared[:20]}")
+        raise BodyTooLargeError(f"body: expected at most {limit} bytes, found {declared[:20]}")
     try:
         async with asyncio.timeout(seconds):
             async for chunk in chunks:
                 upload.add(chunk)
                 if len(upload) > limit:
-                    raise BodyTooLargeError(f"body: expected at most {limit} bytes, got more")
+                    raise BodyTooLargeError(f"body: expected at most {limit} bytes, found more")
     except TimeoutError:
-        raise BodyTooSlowError(f"body: expected within {seconds:g} s, got {len(upload)} bytes by then") from None
+        raise BodyTooSlowError(f"body: expected within {seconds:g} s, found {len(upload)} bytes by then") from None
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -48,16 +48,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        refuse(f"expected UTF-8, got byte 0x{body[error.start]:02x} at position {error.start}")
+        refuse(f"expected UTF-8, found byte 0x{body[error.start]:02x} at position {error.start}")
     check_nesting(text)
     try:
         value = json.loads(text, strict=False, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
-        refuse(f"expected JSON, got an error at line {error.lineno} column {error.colno}: {error.msg}")
+        refuse(f"expected JSON, found an error at line {error.lineno} column {error.colno}: {error.msg}")
     except ValueError as error:  # an integer of thousands of digits
-        refuse(f"expected JSON, got {clip(str(error))}")
+        refuse(f"expected JSON, found {clip(str(error))}")
     if not isinstance(value, dict):
-        refuse(f"expected a JSON object, got {found(value)}")
+        refuse(f"expected a JSON object, found {found(value)}")
     return value
 
 
@@ -71,9 +71,9 @@ def check_nesting(text: str) -> None:
         elif bracket in ("]", "}"):
             depth -= 1
         if depth > MAX_DEPTH:
-            refuse(f"expected at most {MAX_DEPTH} nested lists and objects, got more")
+            refuse(f"expected at most {MAX_DEPTH} nested lists and objects, found more")
         if containers > MAX_CONTAINERS:
-            refuse(f"expected at most {MAX_CONTAINERS} lists and objects, got more")
+            refuse(f"expected at most {MAX_CONTAINERS} lists and objects, found more")
 
 
 def refuse(message: str) -> NoReturn:
@@ -82,12 +82,12 @@ def refuse(message: str) -> NoReturn:
 
 
 def _no_constant(name: str) -> NoReturn:
-    refuse(f"expected finite numbers, got {name}")
+    refuse(f"expected finite numbers, found {name}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise InvalidRequestError([FieldNote(clip(twice), "expected once, got it more than once")])
+        raise InvalidRequestError([FieldNote(clip(twice), "expected once, found more than once")])
     return value

@@ -34,6 +34,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def event(name: str, data: Mapping[str, Any]) -> bytes:
+    """One event as it is sent."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
 class EventSender:
     """Sends server-sent events; the response starts with the first."""
 
@@ -50,9 +55,12 @@ class EventSender:
 
     async def event(self, name: str, data: Mapping[str, Any]) -> None:
         """Send one event with its JSON."""
+        await self.data(event(name, data))
+
+    async def data(self, content: bytes) -> None:
+        """Send events that are text already."""
         await self.start()
-        text = f"event: {name}\ndata: {json.dumps(data)}\n\n"
-        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        await self._send({"type": "http.response.body", "body": content, "more_body": True})
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from multsd_client.errors import FieldNote
@@ -19,6 +19,18 @@ class InvalidRequestError(GatewayError):
     def __init__(self, errors: Sequence[FieldNote]) -> None:
         self.errors = tuple(errors)
         super().__init__("; ".join(map(str, self.errors[:3])) or "invalid request")
+
+
+class UnauthorizedError(GatewayError):
+    """No token, or one that is not known."""
+
+
+class RateLimitedError(GatewayError):
+    """A token asked for more than its share; retry_after: whole seconds until it may ask again."""
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BodyTooLargeError(GatewayError):
@@ -60,8 +72,10 @@ class Answer:
 
 ANSWERS: Mapping[type[GatewayError], Answer] = {
     InvalidRequestError: Answer(400),
+    UnauthorizedError: Answer(401),
     BodyTooSlowError: Answer(408),
     BodyTooLargeError: Answer(413),
+    RateLimitedError: Answer(429, retry_after=1),
     ClientGoneError: Answer(499),
     ModelFailedError: Answer(500),
     OverloadedError: Answer(503, retry_after=5),
@@ -74,7 +88,8 @@ INTERNAL = Answer(500, "internal error")
 
 def answer_for(error: Exception) -> Answer:
     """The table's row for an exception; what is not in it is an internal error."""
-    return ANSWERS.get(type(error), INTERNAL) if isinstance(error, GatewayError) else INTERNAL
+    answer = ANSWERS.get(type(error), INTERNAL) if isinstance(error, GatewayError) else INTERNAL
+    return replace(answer, retry_after=error.retry_after) if isinstance(error, RateLimitedError) else answer
 
 
 def error_body(error: Exception, *, request_id: str) -> dict[str, Any]:

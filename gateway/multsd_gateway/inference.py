@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,7 +18,9 @@ from tritonclient.grpc.aio import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from multsd_client import tensors
-from multsd_client.tensors import ModelRequest, Picture, Progress
+from multsd_client.fields import note_of_message
+from multsd_client.tensors import ModelRequest, Picture, Update
+from multsd_client.triton import NAMED_CODES, infer_inputs, outputs, split_code
 from multsd_gateway.errors import (
     DeadlineExceededError,
     GatewayError,
@@ -25,21 +28,20 @@ from multsd_gateway.errors import (
     ModelFailedError,
     ModelUnavailableError,
 )
-from multsd_gateway.fields import note_of_message
 from multsd_gateway.wording import failure
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[Progress], Awaitable[None]]
+OnProgress = Callable[[Update], Awaitable[None]]
 
-# Errors end the stream with a gRPC status; without this header they are text without a code.
-_STREAM_HEADERS = {"triton_grpc_error": "true"}
-
-# What Triton says, still without a code, of a model that is not (or no longer) loaded.
-_NOT_LOADED = ("unknown model", "is not ready", "no available versions", "unloaded")
+# What Triton itself says, without a code, of a model that is not (or no longer) loaded, or whose queue is full.
+_NOT_NOW = ("unknown model", "is not ready", "no available versions", "unloaded", "maximum queue size")
 
 # What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
 _DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
+
+# Of a deadline there is no warning: the gateway holds it itself.
+_UNSUPPORTED = {"preview_every": "not used, the served model makes no previews"}
 
 _PING_SECONDS = 1.0
 
@@ -54,6 +56,28 @@ _CHANNEL = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The served model's inputs, and its configuration's parameters."""
+
+    inputs: frozenset[str]
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How Triton is spoken to. Paths of PEM files; headers: gRPC metadata, such as a token."""
+
+    tls: bool = False
+    root_certificates: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+PLAIN = Access()
+
+
 class Painter(Protocol):
     """Whatever runs the `multidiffusion` model."""
 
@@ -63,13 +87,16 @@ class Painter(Protocol):
     async def missing(self, models: Sequence[str]) -> list[str]:
         """Which of the models are not ready; all of them when the server is not."""
 
+    async def describe(self) -> ModelDescription:
+        """What the served model says of itself. Raises ModelUnavailableError."""
+
     async def close(self) -> None:
         """Give back what it holds."""
 
 
 def error_of(code: str, message: str) -> GatewayError:
     """The gateway's exception for a status of Triton, by its gRPC name."""
-    if code == "INVALID_ARGUMENT":
+    if code in ("INVALID_ARGUMENT", "INVALID_ARG"):
         return InvalidRequestError([note_of_message(message)])
     if code in ("UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED") or _DEAD.search(message):
         return ModelUnavailableError(message)
@@ -81,47 +108,89 @@ def error_of(code: str, message: str) -> GatewayError:
 class TritonPainter:
     """Painter over one gRPC channel, which connects again by itself."""
 
-    def __init__(self, url: str, *, silence_seconds: float) -> None:
+    def __init__(self, url: str, *, silence_seconds: float, access: Access = PLAIN) -> None:
         self._url = url
         self._silence = silence_seconds
+        self._access = access
+        self._headers = dict(access.headers)
+        self._description: ModelDescription | None = None
         self._suspects: set[str] = set()  # models that Triton calls ready and whose process was found dead
 
     @cached_property
     def _client(self) -> InferenceServerClient:
         # A channel belongs to the event loop that runs when it is made: not before the first request.
-        return InferenceServerClient(self._url, channel_args=_CHANNEL)
+        return InferenceServerClient(
+            self._url,
+            ssl=self._access.tls,
+            root_certificates=self._access.root_certificates,
+            private_key=self._access.private_key,
+            certificate_chain=self._access.certificate,
+            channel_args=_CHANNEL,
+        )
 
     async def paint(self, request: ModelRequest, *, request_id: str, on_progress: OnProgress | None) -> Picture:
-        call = self._client.stream_infer(_requests(request, request_id), headers=_STREAM_HEADERS)
+        request, warnings = await self._supported(request)
+        call = self._client.stream_infer(_requests(request, request_id), headers=self._headers)
         try:
             async with self._while_alive():
-                return await _last(call, on_progress)
+                picture = await _last(call, on_progress)
         except grpc.RpcError as error:
             message = error.details() or ""
             self._suspects.update(_DEAD.findall(message))
             raise error_of(error.code().name, message) from error
+        except GatewayError as error:
+            self._suspects.update(_DEAD.findall(str(error)))
+            raise
         finally:
             call.cancel()
+        return replace(picture, warnings=(*warnings, *picture.warnings))
 
     async def missing(self, models: Sequence[str]) -> list[str]:
         ready = await asyncio.gather(*(self._ready(model) for model in models))
+        if not all(ready):
+            self._description = None  # another model may be served next
         return [model for model, is_ready in zip(models, ready, strict=True) if not is_ready]
+
+    async def describe(self) -> ModelDescription:
+        if self._description is None:
+            try:
+                self._description = await self._ask()
+            except InferenceServerException as error:
+                raise ModelUnavailableError(f"no description of the model: {error.message()}") from error
+        return self._description
 
     async def close(self) -> None:
         await self._client.close()
 
+    async def _ask(self) -> ModelDescription:
+        wait = self._silence
+        metadata, config = await asyncio.gather(
+            self._client.get_model_metadata(tensors.MODEL, headers=self._headers, client_timeout=wait),
+            self._client.get_model_config(tensors.MODEL, headers=self._headers, client_timeout=wait),
+        )
+        parameters = {name: value.string_value for name, value in config.config.parameters.items()}
+        return ModelDescription(frozenset(tensor.name for tensor in metadata.inputs), parameters)
+
+    async def _supported(self, request: ModelRequest) -> tuple[ModelRequest, list[dict[str, str]]]:
+        """The request without what the served model does not know, and a warning of that."""
+        asked = [name for name in tensors.NEWER_INPUTS if getattr(request, name) is not None]
+        inputs = (await self.describe()).inputs if asked else frozenset()
+        missing: dict[str, Any] = {name: None for name in asked if name not in inputs}
+        warnings = [{"field": name, "message": _UNSUPPORTED[name]} for name in missing if name in _UNSUPPORTED]
+        return (replace(request, **missing) if missing else request), warnings
+
     async def _ready(self, model: str) -> bool:
         try:
-            ready = bool(await self._client.is_model_ready(model))
+            ready = bool(await self._client.is_model_ready(model, headers=self._headers))
             return ready and (model not in self._suspects or await self._answers(model))
         except InferenceServerException:
             return False
 
     async def _answers(self, model: str) -> bool:
         """Whether a suspect's process is there after all, since Triton was started anew: it refuses empty tensors."""
-        metadata = await self._client.get_model_metadata(model)
+        metadata = await self._client.get_model_metadata(model, headers=self._headers)
         inputs = [_smallest_input(tensor) for tensor in metadata.inputs]
-        call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}))
+        call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}), headers=self._headers)
         try:
             async for _, error in call:
                 if error is not None and _DEAD.search(str(error)):
@@ -152,18 +221,24 @@ class TritonPainter:
 
     async def _ping(self, patience: asyncio.Timeout) -> None:
         while True:
+            await asyncio.sleep(_PING_SECONDS)
             try:
-                await self._client.is_server_live(client_timeout=self._silence)
+                await self._client.is_server_live(headers=self._headers, client_timeout=self._silence)
                 if not patience.expired():
                     patience.reschedule(asyncio.get_running_loop().time() + self._silence)
             except InferenceServerException as error:
                 log.debug("ping failed: %s", error)
-            await asyncio.sleep(_PING_SECONDS)
 
 
 def _requests(request: ModelRequest, request_id: str) -> AsyncIterator[dict[str, Any]]:
-    inputs = [_infer_input(name, array) for name, array in tensors.to_tensors(request).items()]
-    return _once({"model_name": tensors.MODEL, "inputs": inputs, "request_id": request_id})
+    return _once(
+        {
+            "model_name": tensors.MODEL,
+            "inputs": infer_inputs(request),
+            "request_id": request_id,
+            "parameters": dict(NAMED_CODES),
+        }
+    )
 
 
 async def _once(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -183,27 +258,17 @@ def _smallest_input(metadata: Any) -> InferInput:
     return tensor
 
 
-def _infer_input(name: str, array: tensors.Array) -> InferInput:
-    tensor = InferInput(name, list(array.shape), tensors.INPUTS[name].datatype)
-    tensor.set_data_from_numpy(array)
-    return tensor
-
-
 async def _last(
     call: AsyncIterator[tuple[InferResult | None, InferenceServerException | None]], on_progress: OnProgress | None
 ) -> Picture:
     """Follow a stream to its picture."""
     async for result, error in call:
         if result is None:
-            message = str(error)
-            raise error_of("NOT_FOUND" if any(text in message for text in _NOT_LOADED) else "UNKNOWN", message)
-        update = tensors.from_tensors(_outputs(result))
+            code, message = split_code(str(error))
+            raise error_of("NOT_FOUND" if any(text in message for text in _NOT_NOW) else code, message)
+        update = tensors.from_tensors(outputs(result))
         if isinstance(update, Picture):
             return update
         if on_progress is not None:
             await on_progress(update)
     raise ModelFailedError("the stream ended without a picture")
-
-
-def _outputs(result: InferResult) -> Mapping[str, np.ndarray[Any, Any]]:
-    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import logging
 import logging.config
 
@@ -17,17 +18,43 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
-def configure(level: str) -> None:
-    """Send all logs of the process to stderr, a line each."""
+class JsonFormatter(logging.Formatter):
+    """A JSON object a line: time, level, request_id, logger, message, and exception where there is one."""
+
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03d"
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "request_id": getattr(record, "request_id", "-"),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+FORMATTERS = {
+    "text": {"format": "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"},
+    "json": {"()": JsonFormatter},
+}
+
+
+def configure(level: str, log_format: str = "text") -> None:
+    """Send all logs of the process to stderr, a line each. log_format: text or json."""
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "filters": {"request_id": {"()": RequestIdFilter}},
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"}},
+            "formatters": {"line": FORMATTERS[log_format]},
             "handlers": {
                 "stderr": {"class": "logging.StreamHandler", "filters": ["request_id"], "formatter": "line"},
             },
+            "loggers": {"httpx": {"level": "WARNING"}},  # else a line for each of Prometheus's visits
             "root": {"level": level, "handlers": ["stderr"]},
         }
     )

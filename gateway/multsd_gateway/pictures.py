@@ -1,19 +1,11 @@
-"""Encoding finished pictures, and which encoding a client asked for."""
+"""Which encoding of the picture a client asked for."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from multsd_client.pictures import MEDIA_TYPES
 
-QUALITY = 95  # JPEG and WebP, of 100
-PNG_LEVEL = 1  # 24 ms for 512x512 instead of 39 at the default, a few per cent larger
-
-MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
-_OPTIONS = {"jpeg": {"quality": QUALITY}, "png": {"compress_level": PNG_LEVEL}, "webp": {"quality": QUALITY}}
 _FORMAT_OF = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 
 
@@ -23,13 +15,6 @@ class Wanted:
 
     as_picture: bool
     name: str | None = None
-
-
-def encode(image: NDArray[np.uint8], output_format: str) -> bytes:
-    """An image file of (height, width, 3) uint8 sRGB; output_format: a name in MEDIA_TYPES."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, output_format, **_OPTIONS[output_format])
-    return buffer.getvalue()
 
 
 def wanted_format(accept: str) -> Wanted:

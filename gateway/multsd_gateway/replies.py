@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Sequence
@@ -12,22 +13,32 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from multsd_client.errors import FieldNote
+from multsd_client.pictures import MEDIA_TYPES, encode
+from multsd_client.tensors import Progress, Queued, Update
+from multsd_gateway.connection import event
 from multsd_gateway.errors import GatewayError, InvalidRequestError, answer_for, error_body
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.service import Painting
+from multsd_gateway.stopwatch import server_timing
 
 log = logging.getLogger(__name__)
 
+SERVER_TIMING = "Server-Timing"
 MAX_HEADER_WARNINGS = 8
 MAX_HEADER_TEXT = 200
 
 
 def picture_reply(painting: Painting) -> Response:
     """The picture's own bytes; seed and warnings in headers."""
-    headers = {"X-Multsd-Seed": str(painting.seed)}
+    headers = {"X-Multsd-Seed": str(painting.seed), SERVER_TIMING: server_timing(painting.stages)}
     if painting.warnings:
         headers["X-Multsd-Warnings"] = header_warnings(painting.warnings)
     return Response(painting.image, media_type=painting.media_type, headers=headers)
+
+
+def json_reply(painting: Painting) -> Response:
+    """The picture and all that made it as JSON."""
+    return JSONResponse(painting.to_json(), headers={SERVER_TIMING: server_timing(painting.stages)})
 
 
 def header_warnings(warnings: Sequence[FieldNote]) -> str:
@@ -53,7 +64,19 @@ def error_reply(error: Exception) -> Response:
     """An error as a response."""
     answer = answer_for(error)
     headers = {} if answer.retry_after is None else {"Retry-After": str(answer.retry_after)}
+    if answer.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(told(error), status_code=answer.status, headers=headers)
+
+
+def update_event(update: Update) -> bytes:
+    """What is told before the result, as an event. A preview is a few thousand pixels, so that it may be coded here."""
+    if isinstance(update, Queued):
+        return event("queued", {"position": update.position})
+    if isinstance(update, Progress):
+        return event("progress", {"step": update.step, "num_inference_steps": update.num_inference_steps})
+    image = base64.b64encode(encode(update.image, "png")).decode("ascii")
+    return event("preview", {"image": image, "media_type": MEDIA_TYPES["png"]})
 
 
 def error_event(error: Exception) -> dict[str, Any]:

@@ -5,28 +5,35 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from multsd_client import pictures, replay
 from multsd_client.errors import FieldNote
+from multsd_client.fields import json_parameters, note_of_warning
+from multsd_client.pictures import TextTooLongError
+from multsd_client.shapes import Mask
 from multsd_client.tensors import ModelRequest, Picture
-from multsd_gateway import pictures
 from multsd_gateway.admission import Admission
 from multsd_gateway.body import parse_object
 from multsd_gateway.errors import DeadlineExceededError
-from multsd_gateway.fields import json_parameters, note_of_warning
 from multsd_gateway.inference import OnProgress, Painter
-from multsd_gateway.limits import check_limits
-from multsd_gateway.masks import Mask, decode_masks
+from multsd_gateway.limits import SHORTEST_DEADLINE, check_limits, within_limits
+from multsd_gateway.masks import decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
+from multsd_gateway.stopwatch import Stopwatch
 from multsd_gateway.uploads import Upload, Uploads
 
 # JSON readers that keep numbers as doubles hold 2^53 exactly; a seed that is drawn stays well below.
 DRAWN_SEEDS = 2**32
+
+# Bytes; below them the work takes less than a millisecond, for bodies full of brackets a few.
+LARGE_BODY = 32 * 1024
+LARGE_PICTURE = 256 * 1024
 
 T = TypeVar("T")
 
@@ -40,6 +47,7 @@ class Painting:
     warnings: tuple[FieldNote, ...]
     report: dict[str, Any]
     request_id: str
+    stages: Mapping[str, float]  # seconds of the gateway's own, and of waiting for the model
 
     @property
     def seed(self) -> int:
@@ -84,6 +92,7 @@ class Service:
         self._painter = painter
         self._threads = CapacityLimiter(settings.image_threads)
         self.uploads = Uploads(settings.max_uploaded_bytes)
+        self.last_checkpoint: Mapping[str, Any] = {}
         self.admission = Admission(running=settings.max_running, waiting=settings.max_waiting)
 
     async def paint(self, upload: Upload, order: Order) -> Painting:
@@ -91,42 +100,75 @@ class Service:
 
         The body is released as soon as its masks are decoded.
         """
-        seconds = self._settings.request_seconds
+        seconds, arrival = self._settings.request_seconds, asyncio.get_running_loop().time()
+        watch = Stopwatch()
         try:
-            async with asyncio.timeout(seconds):
-                return await self._paint(upload, order)
+            async with asyncio.timeout(seconds) as timeout:
+                with watch("read"):
+                    request, warnings = await self.in_thread_if_large(
+                        lambda: check(bytes(upload), strict=order.strict, settings=self._settings),
+                        large=len(upload) > LARGE_BODY,
+                    )
+                if request.deadline_s is not None:
+                    seconds = request.deadline_s
+                    timeout.reschedule(arrival + seconds)
+                return await self._paint(request, warnings, upload, order, watch)
         except TimeoutError:
             raise DeadlineExceededError(f"expected a picture within {seconds:g} s, it was not ready") from None
 
-    async def _paint(self, upload: Upload, order: Order) -> Painting:
-        request, warnings = await self._in_thread(
-            lambda: check(bytes(upload), strict=order.strict, settings=self._settings)
-        )
+    async def in_thread_if_large(self, work: Callable[[], T], *, large: bool) -> T:
+        """Run work here where changing threads would take longer."""
+        return await self.in_thread(work) if large else work()
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run work that would hold the event loop up, in one of the few threads for it."""
+        return await to_thread.run_sync(work, limiter=self._threads)
+
+    async def _paint(
+        self, request: MultsdRequest, warnings: list[FieldNote], upload: Upload, order: Order, watch: Stopwatch
+    ) -> Painting:
         async with self.admission.slot():
-            masks, mask_warnings = await self._in_thread(
-                lambda: decode_masks(request.masks, width=request.width, height=request.height, settings=self._settings)
-            )
+            with watch("masks"):
+                masks, mask_warnings = await self.in_thread(
+                    lambda: decode_masks(
+                        request.masks, width=request.width, height=request.height, settings=self._settings
+                    )
+                )
             request = request.model_copy(update={"masks": ()})  # decoded; their text may be most of the body
             upload.release()
             if order.on_start is not None:
                 await order.on_start()
-            picture = await self._painter.paint(
-                model_request(request, masks, progress=order.on_progress is not None),
-                request_id=order.request_id,
-                on_progress=order.on_progress,
-            )
-        output_format = order.picture_format or request.output_format
-        return await self._in_thread(
-            lambda: finish(picture, [*warnings, *mask_warnings], output_format, order.request_id)
+            if request.deadline_s is not None:
+                left = max(request.deadline_s - watch.total(), SHORTEST_DEADLINE)
+                request = request.model_copy(update={"deadline_s": left})
+            asked = model_request(request, masks, progress=order.on_progress is not None)
+            if request.preview_every and not asked.progress:
+                warnings = [*warnings, FieldNote("preview_every", "not used, only POST /multsd/stream shows previews")]
+            with watch("model"):
+                picture = await self._painter.paint(asked, request_id=order.request_id, on_progress=order.on_progress)
+        output = Output(
+            output_format=order.picture_format or request.output_format,
+            quality=request.quality,
+            embed=self._settings.embed_parameters,
+            max_embedded_bytes=self._settings.max_embedded_bytes,
         )
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await to_thread.run_sync(work, limiter=self._threads)
+        self.last_checkpoint = picture.report["checkpoint"]
+        with watch("encode"):
+            image, output_warnings = await self.in_thread(lambda: encode(asked, picture, output))
+        return Painting(
+            image=image,
+            media_type=pictures.MEDIA_TYPES[output.output_format],
+            warnings=(*warnings, *mask_warnings, *map(note_of_warning, picture.warnings), *output_warnings),
+            report=dict(picture.report),
+            request_id=order.request_id,
+            stages=watch.seconds,
+        )
 
 
 def check(body: bytes, *, strict: bool, settings: Settings) -> tuple[MultsdRequest, list[FieldNote]]:
     """A body that is a request within the limits, and warnings. Raises InvalidRequestError."""
     request, warnings = read_request(parse_object(body), strict=strict)
+    request = within_limits(request, settings)
     check_limits(request, settings)
     return request, warnings
 
@@ -148,16 +190,43 @@ def model_request(request: MultsdRequest, masks: Mask | None, *, progress: bool)
         seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
         scheduler=request.scheduler,
         view_stride=request.view_stride,
+        preview_every=(request.preview_every or None) if progress else None,
+        deadline_s=request.deadline_s,
         progress=progress,
     )
 
 
-def finish(picture: Picture, warnings: list[FieldNote], output_format: str, request_id: str) -> Painting:
-    """Encode a picture and gather what is told with it."""
-    return Painting(
-        image=pictures.encode(picture.image, output_format),
-        media_type=pictures.MEDIA_TYPES[output_format],
-        warnings=(*warnings, *map(note_of_warning, picture.warnings)),
-        report=dict(picture.report),
-        request_id=request_id,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How a picture becomes a file. embed: whether it carries its parameters, of at most max_embedded_bytes."""
+
+    output_format: str
+    quality: int | None
+    embed: bool
+    max_embedded_bytes: int
+
+
+def encode(asked: ModelRequest, picture: Picture, output: Output) -> tuple[bytes, list[FieldNote]]:
+    """The picture's file, and warnings."""
+    warnings = []
+    if output.quality is not None and output.output_format == "png":
+        warnings.append(FieldNote("quality", "not used, PNG keeps every pixel as it is"))
+    if output.embed:
+        try:
+            return _encode(picture, output, text=_record(asked, picture, output)), warnings
+        except TextTooLongError as error:
+            message = f"the picture does not carry its parameters: {error}"
+            warnings.append(FieldNote("output_format", message))
+    return _encode(picture, output, text=None), warnings
+
+
+def _record(asked: ModelRequest, picture: Picture, output: Output) -> str:
+    record = replay.record(asked, picture, output_format=output.output_format, quality=output.quality)
+    text = replay.to_text(record)
+    if len(text) > output.max_embedded_bytes:
+        raise TextTooLongError(f"expected at most {output.max_embedded_bytes} bytes, found {len(text)}")
+    return text
+
+
+def _encode(picture: Picture, output: Output, *, text: str | None) -> bytes:
+    return pictures.encode(picture.image, output.output_format, quality=output.quality, text=text)

@@ -81,7 +81,7 @@ def paint_published(job: Job, checkpoint: Checkpoint, networks: Networks) -> Pai
     started, before = time.perf_counter(), dict(networks.seconds)
     regions, window, scheduler = job.regions, checkpoint.window, job.scheduler
     prompts, negatives = (
-        networks.call("text_encoder", torch.from_numpy(job.prompts.input_ids[list(rows)]))
+        networks.call("text_encoder", torch.from_numpy(job.prompts.input_ids[0][list(rows)]))
         for rows in (job.prompts.prompt_embedding, job.prompts.negative_embedding)
     )
     embeds = torch.cat([negatives, prompts])  # (2R, L, D)

@@ -4,7 +4,7 @@ V views, R regions, P colours of the palette; h x w canvas and window in latent 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from batching import UNetBatcher
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, TextEncoder
+from conditioning import Conditioning
 from demo_checkpoint.pictures import Pixels
 from parameters import Parameters
-from pipeline import BACKGROUND_STREAM, Job, decode_canvas, denoise, prepare, to_image
+from pipeline import BACKGROUND_STREAM, Job, decode_canvas, denoise, encode_prompts, prepare, to_image
 from sampling import Bootstrapping, Denoising, UNetRows, draw_bootstrapping, draw_noise
 from schedulers import DEFAULT_SAMPLER
 from tests.benchmarks.quality_requests import Request
@@ -75,8 +76,8 @@ VARIANTS = (
 class Networks(Protocol):
     """What painting asks of the networks."""
 
-    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
-        """(U, L) -> (U, L, D)"""
+    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
+        """(U, L) -> last_hidden_state (U, L, D)"""
 
     async def unet(self, rows: UNetRows) -> Tensor:
         """(B, 4, window, window) and what goes with it -> (B, 4, window, window)"""
@@ -94,9 +95,9 @@ class OnnxNetworks:
             for name in ("text_encoder", "unet", "vae_decoder")
         }
 
-    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
-        """(U, L) -> (U, L, D)"""
-        return self._run("text_encoder", "last_hidden_state", {"input_ids": input_ids})
+    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
+        """(U, L) -> last_hidden_state (U, L, D)"""
+        return {"last_hidden_state": self._run(encoder.model, "last_hidden_state", {"input_ids": input_ids})}
 
     async def unet(self, rows: UNetRows) -> Tensor:
         """(B, 4, window, window) and what goes with it -> (B, 4, window, window)"""
@@ -119,9 +120,9 @@ class Painter:
     networks: Networks
     num_inference_steps: int
 
-    def paint(self, request: Request, variant: Variant) -> tuple[Pixels, int]:
+    def paint(self, request: Request, variant: Variant, view_stride: int | None = None) -> tuple[Pixels, int]:
         """A picture (height, width, 3) and the UNet rows that it took; may be called from several threads."""
-        stride = self.checkpoint.view_stride
+        stride = view_stride or self.checkpoint.view_stride
         steps = self.num_inference_steps
         parameters = variant.parameters(request, num_inference_steps=steps, view_stride=stride)
         return asyncio.run(paint(parameters, checkpoint=self.checkpoint, networks=self.networks, draw=variant.draw))
@@ -132,14 +133,14 @@ async def paint(
 ) -> tuple[Pixels, int]:
     """`pipeline.paint` with the draw of the backgrounds as an argument."""
     job = prepare(parameters, checkpoint)
-    prompt_embeds = await networks.text_encoder(job.prompts.input_ids)
-    denoising = _start_denoising(job, prompt_embeds, checkpoint, draw)
+    conditioning = await encode_prompts(job, checkpoint, networks.encode)
+    denoising = _start_denoising(job, conditioning, checkpoint, draw)
     batcher = UNetBatcher(networks.unet, max_batch_size=checkpoint.unet_max_batch_size)
     latents = await denoise(denoising, batcher.complete_step)
     return to_image(await decode_canvas(latents, checkpoint, networks.vae_decoder), job.canvas), denoising.rows
 
 
-def _start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint, draw: Draw) -> Denoising:
+def _start_denoising(job: Job, conditioning: Conditioning, checkpoint: Checkpoint, draw: Draw) -> Denoising:
     """`pipeline.start_denoising` with the draw of the backgrounds as an argument; a test holds the two together."""
     seed = job.parameters.seed
     generator = torch.Generator().manual_seed(seed)
@@ -153,7 +154,7 @@ def _start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint, dr
     )
     return Denoising(
         noise,
-        prompt_embeds,
+        conditioning,
         scheduler=job.scheduler,
         regions=job.regions,
         bootstrapping=bootstrapping,

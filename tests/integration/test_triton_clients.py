@@ -156,6 +156,40 @@ def test_bad_tensors_are_invalid_arguments_that_name_the_field(
     assert raised.value.status() == ("400" if protocol == "http" else "StatusCode.INVALID_ARGUMENT")
 
 
+def test_previews_come_between_the_steps(triton_grpc: str) -> None:
+    inputs = request(grpcclient, progress=np.array([True]), preview_every=np.array([2], np.int32))
+    *before, final = stream(triton_grpc, inputs)
+    previews = [each.as_numpy("preview") for each in before if each.as_numpy("preview") is not None]
+    assert [preview.shape for preview in previews] == [(64, 64, 3)] * 2
+    # The last estimate is the picture, a pixel for every cell of eight.
+    picture = final.as_numpy("image").reshape(64, 8, 64, 8, 3).mean(axis=(1, 3))
+    assert np.abs(previews[-1].astype(float) - picture).mean() < 30
+
+
+def test_a_request_that_waits_is_told_its_position(triton_grpc: str) -> None:
+    inputs = request(grpcclient, num_inference_steps=np.array([20], np.int32), progress=np.array([True]))
+    with ThreadPoolExecutor(12) as pool:  # 8 are painted at a time
+        told = list(pool.map(lambda _: stream(triton_grpc, inputs), range(12)))
+    positions = [
+        [int(each.as_numpy("queue_position")[0]) for each in responses if each.as_numpy("queue_position") is not None]
+        for responses in told
+    ]
+    waited = [each for each in positions if each]
+    assert 1 <= len(waited) <= 4
+    assert all(each == sorted(each, reverse=True) and each[-1] == 0 for each in waited)
+    assert all(responses[-1].as_numpy("image") is not None for responses in told)
+
+
+def test_a_deadline_that_cannot_be_met_ends_the_request_and_says_so(triton_grpc: str) -> None:
+    steps = np.array([900], np.int32)
+    for seconds in (0.5, 0.001):
+        inputs = request(grpcclient, num_inference_steps=steps, deadline_s=np.array([seconds], np.float32))
+        with pytest.raises(InferenceServerException, match=r"deadline_s: .* are left") as caught:
+            stream(triton_grpc, inputs)
+        assert "CANCELLED" in str(caught.value.status())
+    stream(triton_grpc, request(grpcclient, deadline_s=np.array([60], np.float32)))
+
+
 def test_the_unary_model_refuses_at_once_what_its_queue_does_not_hold(triton_grpc: str) -> None:
     inputs = request(grpcclient, num_inference_steps=np.array([1], np.int32))
 

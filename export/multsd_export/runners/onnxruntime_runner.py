@@ -90,7 +90,7 @@ def make_slot(request: int, tensors: Tensors) -> Slot:
     """
     rows = {name: len(array) for name, array in tensors.items()}
     if len(set(rows.values())) != 1:
-        raise InvalidInputError(f"expected as many rows in every input, got {rows}")
+        raise InvalidInputError(f"expected as many rows in every input, found {rows}")
     return Slot(request, tensors, next(iter(rows.values())))
 
 

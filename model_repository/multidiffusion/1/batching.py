@@ -128,5 +128,9 @@ def join(parts: Sequence[UNetRows]) -> UNetRows:
     """The rows of all parts, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    tensors = (field.name for field in fields(UNetRows) if field.name != "first")
-    return UNetRows(first=0, **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+    tensors = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(UNetRows)
+        if isinstance(getattr(parts[0], field.name), Tensor)  # a checkpoint's rows all have the same
+    }
+    return UNetRows(first=0, **tensors)

@@ -1,19 +1,21 @@
 """Embeddings of texts that were encoded before, shared by all requests.
 
-U texts, L tokens, D embedding. The text encoder's rows do not depend on their batch, so a cached embedding is the one
+U texts, L tokens. The text encoder's rows do not depend on their batch, so a cached embedding is the one
 that the request would have got.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Encode = Callable[[npt.NDArray[np.int32]], Awaitable[Tensor]]  # (1, L) -> (1, L, D)
+Outputs = Mapping[str, Tensor]  # by name, the first dimension of each is that of the texts
+Encode = Callable[[npt.NDArray[np.int32]], Awaitable[Outputs]]  # (1, L) -> the encoder's outputs
+Key = tuple[str, bytes]  # encoder, ids
 
 
 class EmbeddingCache:
@@ -24,15 +26,16 @@ class EmbeddingCache:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._embeddings: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._pending: dict[bytes, asyncio.Future[Tensor]] = {}
+        self._embeddings: OrderedDict[Key, Outputs] = OrderedDict()
+        self._pending: dict[Key, asyncio.Future[Outputs]] = {}
 
-    async def encode(self, input_ids: npt.NDArray[np.int32], encode: Encode) -> Tensor:
-        """Embeddings of texts, (U, L) -> (U, L, D); those not cached are asked of `encode`, one by one, all at once."""
-        return torch.cat(await asyncio.gather(*(self._encode(ids[None], encode) for ids in input_ids)))
+    async def encode(self, encoder: str, input_ids: npt.NDArray[np.int32], encode: Encode) -> Outputs:
+        """An encoder's outputs for texts (U, L); those not cached are asked of `encode`, one by one, all at once."""
+        texts = await asyncio.gather(*(self._encode(encoder, ids[None], encode) for ids in input_ids))
+        return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
 
-    async def _encode(self, ids: npt.NDArray[np.int32], encode: Encode) -> Tensor:
-        key = ids.tobytes()
+    async def _encode(self, encoder: str, ids: npt.NDArray[np.int32], encode: Encode) -> Outputs:
+        key = (encoder, ids.tobytes())
         if key in self._embeddings:
             self.hits += 1
             self._embeddings.move_to_end(key)
@@ -45,17 +48,21 @@ class EmbeddingCache:
         # Shielded: a request that ends early takes the embedding from no other.
         return await asyncio.shield(self._pending[key])
 
-    async def _encode_and_keep(self, key: bytes, ids: npt.NDArray[np.int32], encode: Encode) -> Tensor:
+    async def _encode_and_keep(self, key: Key, ids: npt.NDArray[np.int32], encode: Encode) -> Outputs:
         try:
-            embedding = await encode(ids)  # (1, L, D)
+            outputs = await encode(ids)
         finally:
             del self._pending[key]
-        self._keep(key, embedding)
-        return embedding
+        self._keep(key, outputs)
+        return outputs
 
-    def _keep(self, key: bytes, embedding: Tensor) -> None:
-        self._embeddings[key] = embedding
-        self.bytes += embedding.nbytes
+    def _keep(self, key: Key, outputs: Outputs) -> None:
+        self._embeddings[key] = outputs
+        self.bytes += _bytes(outputs)
         while self.bytes > self.max_bytes:
             _, oldest = self._embeddings.popitem(last=False)
-            self.bytes -= oldest.nbytes
+            self.bytes -= _bytes(oldest)
+
+
+def _bytes(outputs: Outputs) -> int:
+    return sum(tensor.nbytes for tensor in outputs.values())

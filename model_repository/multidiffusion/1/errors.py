@@ -14,7 +14,14 @@ class CancelledRequestError(Exception):
 
 
 class OverloadedError(Exception):
-    """As many requests wait as may."""
+    """As much waits as may."""
+
+
+class DeadlineError(Exception):
+    """The request cannot be, or was not, done in the time that it had."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"deadline_s: {message}")
 
 
 class NetworkError(Exception):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from errors import InvalidRequestError
 from schedulers import DEFAULT_SAMPLER
+from views import offsets
 
 MIN_SIDE = 64  # pixels; below it a picture is smaller than anything the checkpoint has seen
 MAX_GUIDANCE_SCALE = 100.0
@@ -31,6 +32,7 @@ class Limits(NamedTuple):
     max_prompt_bytes: int  # of each prompt, UTF-8
     max_running: int  # requests painted at a time
     max_waiting: int  # requests that wait for one of those places; one more is refused
+    max_waiting_rows: int  # UNet rows, by an upper bound, of all that wait
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Parameters:
     seed: int
     scheduler: str
     view_stride: int  # latent cells
+    preview_every: int = 0  # steps; 0: no previews
+    deadline_s: float = math.inf  # from the request's arrival
     progress: bool = False
     return_latents: bool = False
 
@@ -58,7 +62,10 @@ class Parameters:
 
     def summary(self) -> dict[str, Any]:
         """The values that a picture depends on, without texts and masks."""
-        left_out = {"prompt", "negative_prompt", "masks", "progress", "return_latents"}
+        left_out = {
+            *("prompt", "negative_prompt", "masks"),
+            *("preview_every", "deadline_s", "progress", "return_latents"),
+        }
         kept = {name: value for name, value in vars(self).items() if name not in left_out}
         return kept | {"regions": self.regions}
 
@@ -86,9 +93,40 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
         seed=int(_scalar(arrays, "seed", secrets.randbits(32))),
         scheduler=(_texts(arrays, "scheduler", limits) or (DEFAULT_SAMPLER,))[0],
         view_stride=_integer(arrays, "view_stride", 1, window, default=view_stride),
-        progress=bool(_scalar(arrays, "progress", False)),
+        preview_every=_steps(arrays, "preview_every", 0, limits, default=0),
+        deadline_s=parse_deadline(arrays),
+        progress=parse_progress(arrays),
         return_latents=bool(_scalar(arrays, "return_latents", False)),
     )
+
+
+def parse_deadline(arrays: Arrays) -> float:
+    """Seconds that the request has from its arrival; infinite where none were set. Raises InvalidRequestError."""
+    seconds = float(_scalar(arrays, "deadline_s", math.inf))
+    if arrays.get("deadline_s") is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequestError("deadline_s", f"expected a number above 0, found {seconds}")
+    return seconds
+
+
+def parse_progress(arrays: Arrays) -> bool:
+    """Whether the caller wants to hear of a request before its end."""
+    return bool(_scalar(arrays, "progress", False))
+
+
+def most_rows(arrays: Arrays, *, limits: Limits, window: int, view_stride: int, cell: int) -> int:
+    """An upper bound of the UNet rows that a request takes, from its small fields: no mask is looked at.
+
+    Raises InvalidRequestError naming field, expected and found.
+    """
+    prompt = arrays.get("prompt")
+    regions = 0 if prompt is None else prompt.size
+    if not 1 <= regions <= limits.max_regions:
+        raise InvalidRequestError("prompt", f"expected 1 to {limits.max_regions} regions, found {regions}")
+    height, width = (max(-(-side // cell), window) for side in _size(arrays, limits))
+    stride = _integer(arrays, "view_stride", 1, window, default=view_stride)
+    views = len(offsets(height, window, stride)) * len(offsets(width, window, stride))
+    rows_a_pair = 1 if _guidance_scale(arrays) == 1 else 2
+    return views * regions * rows_a_pair * _steps(arrays, "num_inference_steps", 1, limits, default=50)
 
 
 def _scalar(arrays: Arrays, field: str, default: Any) -> Any:

@@ -6,7 +6,7 @@ B rows, h x w canvas in latent cells.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, TextEncoder
+from conditioning import Conditioning, join_encodings, make_time_ids
 from decoding import decode
 from errors import InvalidRequestError
 from parameters import Parameters
@@ -33,14 +34,15 @@ BACKGROUND_STREAM = 0x9E3779B97F4A7C15
 MAX_PAIRS = 25_000
 Answer = TypeVar("Answer")
 CompleteStep = Callable[[Denoising], Awaitable[None]]
+Encode = Callable[[TextEncoder, npt.NDArray[np.int32]], Awaitable[Mapping[str, Tensor]]]
 TILE_OVERLAP = 4  # a quarter of a VAE tile is shared with each neighbour
 
 
 class Networks(Protocol):
-    """The three networks of a latent diffusion model."""
+    """The networks of a latent diffusion model."""
 
-    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
-        """(U, L) -> (U, L, D)"""
+    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
+        """(U, L) -> the encoder's outputs by name, such as last_hidden_state (U, L, D)."""
 
     async def complete_step(self, denoising: Denoising) -> None:
         """Have the UNet predict every row of a canvas's step."""
@@ -96,7 +98,12 @@ class Job:
 def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
     """Tokenize, lay out canvas, views and masks, and make the scheduler. Raises InvalidRequestError."""
     scheduler = make_scheduler(parameters.scheduler, checkpoint.scheduler_config, parameters.num_inference_steps)
-    prompts = tokenize_prompts(checkpoint.tokenizer, parameters.prompt, parameters.negative_prompt)
+    prompts = tokenize_prompts(
+        [encoder.tokenizer for encoder in checkpoint.text_encoders],
+        parameters.prompt,
+        parameters.negative_prompt,
+        zero_empty_negatives=checkpoint.zero_empty_negatives,
+    )
     window = checkpoint.window
     canvas = make_canvas(parameters.height, parameters.width, window=window, cell=checkpoint.vae_scale_factor)
     views = make_views(canvas.height, canvas.width, window=window, stride=parameters.view_stride)
@@ -124,7 +131,21 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
     )
 
 
-def start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> Denoising:
+async def encode_prompts(job: Job, checkpoint: Checkpoint, encode: Encode) -> Conditioning:
+    """Ask every text encoder for the request's texts, all at once."""
+    encodings = await asyncio.gather(
+        *(encode(*each) for each in zip(checkpoint.text_encoders, job.prompts.input_ids, strict=True))
+    )
+    time_ids = None
+    if checkpoint.time_ids:
+        canvas = job.canvas
+        time_ids = make_time_ids(
+            canvas.height, canvas.width, views=job.regions.views, window=checkpoint.window, cell=canvas.cell
+        )
+    return join_encodings(encodings, job.prompts.zeroed, time_ids)
+
+
+def start_denoising(job: Job, conditioning: Conditioning, checkpoint: Checkpoint) -> Denoising:
     """The canvas of a job with its own random numbers, all from the request's seed."""
     seed = job.parameters.seed
     generator = torch.Generator().manual_seed(seed)
@@ -139,7 +160,7 @@ def start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> 
     )
     return Denoising(
         noise,
-        prompt_embeds,
+        conditioning,
         scheduler=job.scheduler,
         regions=job.regions,
         bootstrapping=bootstrapping,
@@ -147,14 +168,30 @@ def start_denoising(job: Job, prompt_embeds: Tensor, checkpoint: Checkpoint) -> 
     )
 
 
+@dataclass(frozen=True)
+class Observer:
+    """Who follows a request from outside. What its functions raise ends the request."""
+
+    before_step: Callable[[int], None] = lambda _: None  # with the steps done; also before decoding
+    preview: Callable[[npt.NDArray[np.uint8]], None] = lambda _: None  # (h, w, 3), a pixel for every cell in sight
+    planned: Callable[[int], None] = lambda _: None  # with the UNet rows that are to come
+
+
 async def denoise(
-    denoising: Denoising, complete_step: CompleteStep, after_step: Callable[[int], None] = lambda _: None
+    denoising: Denoising,
+    complete_step: CompleteStep,
+    after_step: Callable[[int, Tensor | None], None] = lambda *_: None,
+    preview_every: int = 0,
 ) -> Tensor:
-    """Take every step of a canvas: its latents (1, 4, h, w)."""
+    """Take every step of a canvas: its latents (1, 4, h, w).
+
+    after_step: with the steps done and, where a preview is due, an estimate of the clean latents.
+    """
     while not denoising.finished:
         await complete_step(denoising)
-        denoising.advance()
-        after_step(denoising.step)
+        due = preview_every > 0 and (denoising.step + 1) % preview_every == 0
+        clean = denoising.advance(estimate=due)
+        after_step(denoising.step, clean)
     return denoising.latents
 
 
@@ -163,24 +200,25 @@ async def paint(
     *,
     checkpoint: Checkpoint,
     networks: Networks,
-    before_step: Callable[[int], None],
+    observer: Observer,
 ) -> Picture:
-    """Paint one picture.
-
-    before_step: called with the steps done, before each step and before decoding; what it raises ends the request.
-
-    Raises InvalidRequestError, and what the networks and `before_step` raise.
-    """
+    """Paint one picture. Raises InvalidRequestError, and what the networks and the observer raise."""
     stopwatch = Stopwatch()
     job = await asyncio.to_thread(prepare, parameters, checkpoint)  # large masks would hold up the others
-    before_step(0)
-    prompt_embeds = await stopwatch.timed("text_encoder", networks.text_encoder(job.prompts.input_ids))
-    denoising = start_denoising(job, prompt_embeds, checkpoint)
+    observer.before_step(0)
+    conditioning = await stopwatch.timed("text_encoder", encode_prompts(job, checkpoint, networks.encode))
+    denoising = start_denoising(job, conditioning, checkpoint)
+    observer.planned(denoising.total_rows)
 
     async def complete_step(denoising: Denoising) -> None:
         await stopwatch.timed("unet", networks.complete_step(denoising))
 
-    latents = await denoise(denoising, complete_step, before_step)
+    def after_step(step: int, clean: Tensor | None) -> None:
+        observer.before_step(step)
+        if clean is not None:
+            observer.preview(preview_image(clean, checkpoint, job.canvas))
+
+    latents = await denoise(denoising, complete_step, after_step, parameters.preview_every)
     sample = await stopwatch.timed("vae_decoder", decode_canvas(latents, checkpoint, networks.vae_decoder))
     return Picture(
         image=to_image(sample, job.canvas),
@@ -216,6 +254,14 @@ def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
     picture = sample[0, :, *canvas.crop]  # (3, height, width)
     levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.permute(1, 2, 0).contiguous().numpy()
+
+
+def preview_image(latents: Tensor, checkpoint: Checkpoint, canvas: Canvas) -> npt.NDArray[np.uint8]:
+    """A rough picture of latents (1, 4, h, w), a pixel for every cell that the picture touches: (a, b, 3) uint8."""
+    rows, columns = (slice(pixels.start // canvas.cell, -(-pixels.stop // canvas.cell)) for pixels in canvas.crop)
+    cells = latents[0, :, rows, columns].permute(1, 2, 0)  # (a, b, 4)
+    colours = cells @ checkpoint.preview[:-1] + checkpoint.preview[-1]
+    return (colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def region_warnings(parameters: Parameters, regions: Regions) -> list[tuple[str, str]]:

@@ -46,25 +46,50 @@ class PromptTokenizer:
 class TokenizedPrompts:
     """The texts of a request, equal ones once."""
 
-    input_ids: npt.NDArray[np.int32]  # (U, L)
-    prompt_embedding: tuple[int, ...]  # (R) row of input_ids for each prompt
+    input_ids: tuple[npt.NDArray[np.int32], ...]  # (U, L) for each tokenizer
+    zeroed: tuple[bool, ...]  # (U) texts whose embeddings are zeros
+    prompt_embedding: tuple[int, ...]  # (R) which text each prompt is
     negative_embedding: tuple[int, ...]  # (R)
     warnings: tuple[tuple[str, str], ...]  # (field, message)
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What makes two texts one: every tokenizer's ids, and whether they count at all."""
+
+    ids: tuple[tuple[int, ...], ...]
+    zeroed: bool
+
+
 def tokenize_prompts(
-    tokenizer: PromptTokenizer, prompt: Sequence[str], negative_prompt: Sequence[str]
+    tokenizers: Sequence[PromptTokenizer],
+    prompt: Sequence[str],
+    negative_prompt: Sequence[str],
+    *,
+    zero_empty_negatives: bool = False,
 ) -> TokenizedPrompts:
     """Tokenize all texts of a request. Texts whose ids are equal share one row, as they would share one embedding."""
-    tokenized = {text: tokenizer.tokenize(text) for text in (*prompt, *negative_prompt)}
-    rows = {ids: row for row, ids in enumerate(dict.fromkeys(text.ids for text in tokenized.values()))}
+    tokenized = {text: [each.tokenize(text) for each in tokenizers] for text in (*prompt, *negative_prompt)}
+
+    def texts(values: Sequence[str], *, zero_empty: bool) -> list[_Text]:
+        return [
+            _Text(tuple(each.ids for each in tokenized[value]), zero_empty and not value.strip()) for value in values
+        ]
+
+    prompts = texts(prompt, zero_empty=False)
+    negatives = texts(negative_prompt, zero_empty=zero_empty_negatives)
+    distinct = {text: row for row, text in enumerate(dict.fromkeys((*prompts, *negatives)))}
     fields = [*_fields("prompt", prompt), *_fields("negative_prompt", negative_prompt)]
     return TokenizedPrompts(
-        input_ids=np.array(list(rows), dtype=np.int32),
-        prompt_embedding=tuple(rows[tokenized[text].ids] for text in prompt),
-        negative_embedding=tuple(rows[tokenized[text].ids] for text in negative_prompt),
+        input_ids=tuple(
+            np.array([text.ids[encoder] for text in distinct], dtype=np.int32) for encoder in range(len(tokenizers))
+        ),
+        zeroed=tuple(text.zeroed for text in distinct),
+        prompt_embedding=tuple(distinct[text] for text in prompts),
+        negative_embedding=tuple(distinct[text] for text in negatives),
+        # The tokenizers of a checkpoint differ in padding alone: what one of them cuts they all cut.
         warnings=tuple(
-            (field, message) for field, text in fields for message in _warnings(text, tokenized[text], tokenizer)
+            (field, message) for field, text in fields for message in _warnings(text, tokenized[text][0], tokenizers[0])
         ),
     )
 

@@ -1,7 +1,7 @@
 """The sampling loop of region-based MultiDiffusion: fuse the predictions, step once.
 
 R regions, V views, P colours of the palette, h x w canvas and window x window views in latent cells, B rows of one
-UNet call, L tokens, D embedding.
+UNet call, L tokens, D embedding, P pooled embedding.
 
 Names and the paper's symbols (Bar-Tal et al., ICML 2023, arXiv 2302.08113):
     latents     J_t, the canvas
@@ -19,9 +19,11 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from conditioning import Conditioning
 from row_plan import CANVAS, Regions, Row, plan_rows, row_weight
 
 Scheduler = Any  # diffusers' schedulers share methods, not a class
@@ -35,6 +37,8 @@ class UNetRows:
     sample: Tensor  # (B, 4, window, window), scaled by the scheduler
     timestep: Tensor  # (B) float32
     encoder_hidden_states: Tensor  # (B, L, D)
+    text_embeds: Tensor | None = None  # (B, P)
+    time_ids: Tensor | None = None  # (B, 6)
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -76,7 +80,7 @@ class Denoising:
     def __init__(
         self,
         noise: Tensor,
-        prompt_embeds: Tensor,
+        conditioning: Conditioning,
         *,
         scheduler: Scheduler,
         regions: Regions,
@@ -86,7 +90,7 @@ class Denoising:
         """Lay out the first step.
 
         noise: (1, 4, h, w) unit noise.
-        prompt_embeds: (E, L, D), the embeddings that `regions` refers to.
+        conditioning: of the texts that `regions` refers to.
         scheduler: fresh from `set_timesteps`, used for this canvas alone.
         generator: the noise of samplers that add some after each step.
         """
@@ -94,7 +98,7 @@ class Denoising:
         self.step = 0  # steps done
         self.rows = 0  # predictions given
         self._noise = noise
-        self._prompt_embeds = prompt_embeds
+        self._conditioning = conditioning
         self._scheduler = scheduler
         self._regions = regions
         self._bootstrapping = bootstrapping
@@ -126,11 +130,15 @@ class Denoising:
         # By index, not by timestep: karras schedules repeat some.
         timestep = self._scheduler.timesteps[self.step]
         sample = torch.cat([self._sample(row, timestep) for row in rows])  # (B, 4, window, window)
+        texts, views = [row.embedding for row in rows], [row.view for row in rows]
+        given = self._conditioning
         return UNetRows(
             first=first,
             sample=self._scheduler.scale_model_input(sample, timestep),  # after the mix with the backgrounds
             timestep=timestep.to(torch.float32).expand(len(rows)),
-            encoder_hidden_states=self._prompt_embeds[[row.embedding for row in rows]],
+            encoder_hidden_states=given.encoder_hidden_states[texts],
+            text_embeds=None if given.text_embeds is None else given.text_embeds[texts],
+            time_ids=None if given.time_ids is None else given.time_ids[views],
         )
 
     def give(self, rows: UNetRows, noise_pred: Tensor) -> None:
@@ -143,13 +151,25 @@ class Denoising:
             self._fused_rows += len(prediction)
             self.rows += len(prediction)
 
-    def advance(self) -> None:
-        """Take the scheduler's step, once the step is complete, and lay out the next."""
+    @property
+    def total_rows(self) -> int:
+        """Rows of all steps."""
+        steps = len(self._scheduler.timesteps)
+        bootstrapped = min(self._bootstrapping.steps, steps)
+        return bootstrapped * len(self._plans[True]) + (steps - bootstrapped) * len(self._plans[False])
+
+    def advance(self, *, estimate: bool = False) -> Tensor | None:
+        """Take the scheduler's step, once the step is complete, and lay out the next.
+
+        estimate: return what the canvas would be without noise, by this step's prediction: (1, 4, h, w).
+        """
         timestep = self._scheduler.timesteps[self.step]
         fused = self._fused / self._counts
+        clean = estimate_clean(self._scheduler, fused, timestep, self.latents) if estimate else None
         self.latents = step_scheduler(self._scheduler, fused, timestep, self.latents, self._generator)
         self.step += 1
         self._begin_step()
+        return clean
 
     def _begin_step(self) -> None:
         self._rows = () if self.finished else self._plans[self.step < self._bootstrapping.steps]
@@ -169,6 +189,20 @@ class Denoising:
         background = self._scheduler.add_noise(colour[None], noise, timestep[None])
         mixed: Tensor = torch.where(self._regions.mask(row.view, row.source), sample, background)
         return mixed
+
+
+def estimate_clean(scheduler: Scheduler, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """x_0 by a prediction of noise or v (1, 4, h, w) for latents x_t, before the step is taken.
+
+    scale_model_input brings x_t of every scheduler into the form x_t = sqrt(a) x_0 + sqrt(1 - a) noise.
+    """
+    sample = scheduler.scale_model_input(latents, timestep)
+    times = torch.arange(len(scheduler.alphas_cumprod))
+    alpha = float(np.interp(float(timestep), times, scheduler.alphas_cumprod))
+    clean: Tensor = alpha**0.5 * sample - (1 - alpha) ** 0.5 * prediction
+    if scheduler.config.prediction_type == "epsilon":
+        clean = (sample - (1 - alpha) ** 0.5 * prediction) / alpha**0.5
+    return clean
 
 
 def _crop(canvas: Tensor, view: int, regions: Regions) -> Tensor:

@@ -28,7 +28,7 @@ def make_views(height: int, width: int, *, window: int, stride: int) -> list[Vie
     Raises ValueError where the canvas is smaller than a window or the stride would leave gaps.
     """
     if min(height, width) < window:
-        raise ValueError(f"canvas: expected at least {window} x {window} cells, got {height} x {width}")
+        raise ValueError(f"canvas: expected at least {window} x {window} cells, found {height} x {width}")
     if not 1 <= stride <= window:
-        raise ValueError(f"view_stride: expected 1 to {window}, got {stride}")
+        raise ValueError(f"view_stride: expected 1 to {window}, found {stride}")
     return [View(t, s) for t in offsets(height, window, stride) for s in offsets(width, window, stride)]

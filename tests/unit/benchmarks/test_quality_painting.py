@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from batching import UNetBatcher
+from checkpoint import TextEncoder
+from pipeline import Observer
 from pipeline import paint as paint_as_served
 from sampling import UNetRows, draw_bootstrapping
 from tests.benchmarks.quality_painting import VARIANTS, Painter, Variant, draw_fixed
@@ -27,8 +29,8 @@ class Networks:
     def __init__(self) -> None:
         self.complete_step = UNetBatcher(self.unet, max_batch_size=CHECKPOINT.unet_max_batch_size).complete_step
 
-    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
-        return torch.from_numpy(input_ids).to(torch.float32)[..., None].expand(-1, -1, EMBEDDING)
+    async def encode(self, _: TextEncoder, input_ids: npt.NDArray[np.int32]) -> dict[str, Tensor]:
+        return {"last_hidden_state": torch.from_numpy(input_ids).to(torch.float32)[..., None].expand(-1, -1, EMBEDDING)}
 
     async def unet(self, rows: UNetRows) -> Tensor:
         shift = torch.sin(rows.encoder_hidden_states.mean(dim=(1, 2)) + rows.timestep / 100)
@@ -48,9 +50,7 @@ def painted(request: Request, variant: Variant) -> tuple[npt.NDArray[np.uint8], 
 def test_a_variant_with_the_published_draw_is_the_served_picture(name: str, index: int) -> None:
     request = make_request(index)
     parameters = BY_NAME[name].parameters(request, num_inference_steps=STEPS, view_stride=CHECKPOINT.view_stride)
-    served = asyncio.run(
-        paint_as_served(parameters, checkpoint=CHECKPOINT, networks=Networks(), before_step=lambda _: None)
-    )
+    served = asyncio.run(paint_as_served(parameters, checkpoint=CHECKPOINT, networks=Networks(), observer=Observer()))
     pixels, rows = painted(request, BY_NAME[name])
     assert pixels.shape == (request.height, request.width, 3)
     assert np.array_equal(pixels, served.image)

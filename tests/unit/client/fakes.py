@@ -35,7 +35,7 @@ def painted() -> httpx.Response:
 
 
 def refusal(status: int, **headers: str) -> httpx.Response:
-    body = {"message": "no", "request_id": "r1", "errors": [{"field": "width", "message": "expected 64, got 1"}]}
+    body = {"message": "no", "request_id": "r1", "errors": [{"field": "width", "message": "expected 64, found 1"}]}
     return httpx.Response(status, json=body, headers=headers)
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from multsd_client import MultsdError, cli
+from multsd_client import AsyncClient, MultsdError, batch_command, cli, pictures, replay
 from multsd_client.arguments import gather
 from multsd_client.client import Client
 from tests.unit.client.fakes import painted, refusal, service
@@ -27,16 +27,21 @@ class Service:
         self.reply: httpx.Response | Exception = painted()
         self.bodies: list[dict[str, Any]] = []
         self.urls: list[str] = []
+        self.tokens: list[str | None] = []
+        self.told: dict[str, httpx.Response] = {}
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         self.urls.append(str(request.url))
+        self.tokens.append(request.headers.get("Authorization"))
+        if request.method == "GET":
+            return self.told[request.url.path]
         self.bodies.append(json.loads(request.content))
         if isinstance(self.reply, Exception):
             raise self.reply
         return self.reply
 
-    def connect(self, url: str, *, timeout: float) -> Client:
-        return Client(url, timeout=timeout, transport=service(self.answer))
+    def connect(self, url: str, **options: Any) -> Client:
+        return Client(url, transport=service(self.answer), **options)
 
 
 @pytest.fixture
@@ -118,6 +123,25 @@ def test_a_region_ends_at_the_next_option() -> None:
     assert gather(["--", "--region", "m"]) == ["--", "--region", "m"]
 
 
+def test_a_prompt_may_begin_with_a_dash(fake: Service) -> None:
+    result = run("a beach", "--region", "box:0,0,9,9", "-3 degrees, snow", "- text", "--region=box:0,0,9,9", "a cat")
+
+    assert result.exit_code == 0, result.output
+    [body] = fake.bodies
+    assert (body["fg_prompt"], body["fg_nprompt"]) == (["-3 degrees, snow", "a cat"], ["- text", ""])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["m.png", "-dark"], ["m.png", "--dark"], ["m.png"], [], ["m.png", "--seed", "1"]]
+)
+def test_a_region_without_a_prompt_is_refused_in_one_sentence(fake: Service, arguments: list[str]) -> None:
+    result = run("a beach", "--region", *arguments)
+
+    assert result.exit_code == 2
+    assert "expected MASK PROMPT [NEGATIVE], found" in " ".join(result.stderr.replace("\u2502", " ").split())
+    assert fake.bodies == []
+
+
 @pytest.mark.parametrize("source", ["file", "stdin"])
 def test_a_request_comes_from_a_file_or_stdin_and_options_win(fake: Service, source: str) -> None:
     text = '{"bg_prompt": "a\nbeach", "seed": "1", "width": "64"}'
@@ -197,7 +221,7 @@ def test_exit_codes_tell_what_went_wrong(fake: Service, reply: httpx.Response | 
 def test_a_refusal_shows_each_field(fake: Service) -> None:
     fake.reply = refusal(400)
 
-    assert "error width: expected 64, got 1" in run("a beach").stderr
+    assert "error width: expected 64, found 1" in run("a beach").stderr
 
 
 def test_a_picture_that_cannot_be_written_ends_with_1(fake: Service) -> None:
@@ -212,3 +236,79 @@ def test_a_picture_that_cannot_be_written_ends_with_1(fake: Service) -> None:
 
 def test_exit_codes_cover_every_exception() -> None:
     assert set(cli.EXIT_CODES) == set(MultsdError.__subclasses__())
+
+
+def test_the_token_comes_from_a_file_or_the_environment(fake: Service) -> None:
+    Path("token").write_text("from-a-file\n")
+
+    run("a", "--token-file", "token", env={"MULTSD_TOKEN": "from-the-environment"})
+    run("a", env={"MULTSD_TOKEN": "from-the-environment"})
+    run("a")
+
+    assert fake.tokens == ["Bearer from-a-file", "Bearer from-the-environment", None]
+
+
+def _carrying(name: str, request: dict[str, Any]) -> None:
+    record = {"multsd": 1, "request": request, "checkpoint": {"digest": "d"}}
+    Path(name).write_bytes(pictures.encode(np.zeros((8, 8, 3), np.uint8), "png", text=replay.to_text(record)))
+
+
+def test_replay_sends_what_the_picture_carries(fake: Service) -> None:
+    _carrying("picture.png", {"bg_prompt": "a beach", "seed": 5, "output_format": "png"})
+
+    result = CliRunner().invoke(cli.app, ["replay", "picture.png"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "replay.png\n"
+    assert fake.bodies == [{"bg_prompt": "a beach", "seed": 5, "output_format": "png"}]
+    assert "another checkpoint" in result.stderr, "the fake's has no digest"
+
+
+def test_replay_of_a_picture_without_parameters_ends_with_2(fake: Service) -> None:
+    Path("plain.png").write_bytes(pictures.encode(np.zeros((8, 8, 3), np.uint8), "png"))
+
+    for name in ("plain.png", "nowhere.png"):
+        result = CliRunner().invoke(cli.app, ["replay", name])
+        assert result.exit_code == 2
+        assert fake.bodies == []
+
+
+def test_health_tells_the_checkpoint(fake: Service) -> None:
+    fake.told = {
+        "/readyz": httpx.Response(200, json={}),
+        "/limits": httpx.Response(200, json={"checkpoint": {"name": "demo", "digest": "sha256:1"}}),
+    }
+
+    result = CliRunner().invoke(cli.app, ["health"])
+
+    assert (result.exit_code, result.stdout) == (0, "ready: checkpoint demo, digest sha256:1\n")
+
+
+def test_health_of_a_service_that_is_not_ready_ends_with_3(fake: Service) -> None:
+    fake.told = {"/readyz": httpx.Response(503, json={})}
+
+    result = CliRunner().invoke(cli.app, ["health"])
+
+    assert (result.exit_code, result.stdout) == (3, "not ready\n")
+
+
+def test_a_batch_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = Service()
+
+    def connect(url: str, **options: Any) -> AsyncClient:
+        return AsyncClient(url, transport=service(fake.answer), **options)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch_command, "AsyncClient", connect)
+    Path("requests.jsonl").write_text('{"seed": 1}\n{"seed": 2}\n')
+
+    first = CliRunner().invoke(cli.app, ["batch", "requests.jsonl"])
+    with Path("requests.jsonl").open("a") as file:
+        file.write('{"seed": 3}\n{\n')
+    second = CliRunner().invoke(cli.app, ["batch", "requests.jsonl"])
+    third = CliRunner().invoke(cli.app, ["batch", "requests.jsonl", "--again"])
+
+    assert (first.exit_code, first.stdout) == (0, "pictures/results.jsonl\n")
+    assert "1 painted, 1 failed, 2 before" in second.stderr
+    assert (second.exit_code, third.exit_code) == (1, 1)
+    assert sorted(body["seed"] for body in fake.bodies) == [1, 1, 2, 2, 3, 3]

@@ -105,7 +105,7 @@ def test_a_refusal_names_its_fields(generate: Generate) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         generate(lambda _request: refusal(400))
 
-    assert caught.value.errors == (FieldNote("width", "expected 64, got 1"),)
+    assert caught.value.errors == (FieldNote("width", "expected 64, found 1"),)
 
 
 def test_an_unavailable_service_says_when_to_try_again(generate: Generate) -> None:

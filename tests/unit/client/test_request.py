@@ -47,7 +47,7 @@ def test_a_box_is_painted_on_the_canvas_without_its_far_edges() -> None:
 
 def test_a_box_beyond_the_canvas_is_cut_and_one_outside_refused() -> None:
     assert Image.open(io.BytesIO(Box(2, 2, 99, 99).png(4, 4))).size == (4, 4)
-    with pytest.raises(ValueError, match="expected it on the 4x4 canvas, got 4,0,5,1"):
+    with pytest.raises(ValueError, match="expected it on the 4x4 canvas, found 4,0,5,1"):
         Box(4, 0, 5, 1).png(4, 4)
 
 

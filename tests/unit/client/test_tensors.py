@@ -10,7 +10,20 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from multsd_client.tensors import INPUTS, MODEL, OUTPUTS, ModelRequest, Picture, Progress, from_tensors, to_tensors
+from multsd_client.tensors import (
+    INPUTS,
+    MODEL,
+    NEWER_INPUTS,
+    OUTPUTS,
+    ModelRequest,
+    Picture,
+    Preview,
+    Progress,
+    Queued,
+    from_tensors,
+    spec_of,
+    to_tensors,
+)
 
 CONTRACT = Path(__file__).parents[3] / "model_repository" / "multidiffusion" / "config.pbtxt"
 
@@ -26,6 +39,8 @@ FULL = ModelRequest(
     seed=2**64 - 1,
     scheduler="euler",
     view_stride=8,
+    preview_every=5,
+    deadline_s=30.0,
     progress=True,
     return_latents=True,
 )
@@ -43,9 +58,9 @@ def _datatype(tensor: model_config_pb2.ModelInput) -> str:
 
 def test_inputs_are_the_contracts(config: model_config_pb2.ModelConfig) -> None:
     assert config.name == MODEL
-    assert {t.name: (_datatype(t), tuple(t.dims), t.optional) for t in config.input} == {
-        name: (spec.datatype, spec.dims, spec.optional) for name, spec in INPUTS.items()
-    }
+    inputs = {t.name: (_datatype(t), tuple(t.dims), t.optional) for t in config.input}
+    assert inputs.keys() == {**INPUTS, **NEWER_INPUTS}.keys()
+    assert inputs == {name: (spec_of(name).datatype, spec_of(name).dims, spec_of(name).optional) for name in inputs}
 
 
 def test_outputs_are_the_contracts(config: model_config_pb2.ModelConfig) -> None:
@@ -58,10 +73,10 @@ def test_a_full_request_fills_every_input_with_its_type_and_shape() -> None:
     kinds = {"BYTES": "O", "UINT8": "uint8", "INT32": "int32", "UINT64": "uint64", "FP32": "float32", "BOOL": "bool"}
     tensors = to_tensors(FULL)
 
-    assert set(tensors) == set(INPUTS)
+    assert set(tensors) == {*INPUTS, *NEWER_INPUTS}
     for name, tensor in tensors.items():
-        assert tensor.dtype == np.dtype(kinds[INPUTS[name].datatype]), name
-        assert tensor.ndim == len(INPUTS[name].dims), name
+        assert tensor.dtype == np.dtype(kinds[spec_of(name).datatype]), name
+        assert tensor.ndim == len(spec_of(name).dims), name
     assert tensors["prompt"].tolist() == [b"a beach", "ein H\u00fcndchen".encode()]
     assert tensors["seed"].tolist() == [2**64 - 1]
     assert tensors["bootstrapping"].tolist() == [0]
@@ -80,9 +95,13 @@ def test_responses_are_progress_or_a_picture() -> None:
     }
 
     assert from_tensors({"progress_steps": np.array([3, 35], np.int32)}) == Progress(3, 35)
+    assert from_tensors({"queue_position": np.array([2], np.int32)}) == Queued(2)
+    preview = from_tensors({"preview": image})
+    assert isinstance(preview, Preview)
+    assert preview.image is image
     picture = from_tensors(outputs)
     assert isinstance(picture, Picture)
     assert picture.image is image
     assert (picture.warnings, picture.report) == (({"field": "f", "message": "m"},), {"unet_rows": 1})
-    with pytest.raises(ValueError, match=r"response: expected warnings, got \['image'\]"):
+    with pytest.raises(ValueError, match=r"response: expected warnings, found \['image'\]"):
         from_tensors({"image": image})

@@ -110,7 +110,7 @@ def test_a_joint_run_that_fails_is_repeated_alone_and_only_the_cause_fails(runne
 
 
 def test_inputs_of_different_row_counts_are_refused(runner: Any) -> None:
-    with pytest.raises(runner.InvalidInputError, match=r"as many rows in every input, got \{'x': 2, 't': 1\}"):
+    with pytest.raises(runner.InvalidInputError, match=r"as many rows in every input, found \{'x': 2, 't': 1\}"):
         runner.make_slot(0, {"x": np.zeros((2, 3)), "t": np.zeros(1)})
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
-from multsd_client.tensors import ModelRequest, Picture, Progress
+from multsd_client.tensors import ModelRequest, Picture, Progress, Update
 from multsd_gateway.app import create_app
-from multsd_gateway.inference import OnProgress
+from multsd_gateway.inference import ModelDescription, OnProgress
 from multsd_gateway.settings import Settings
 
 
@@ -54,14 +54,16 @@ class FakePainter:
     cancelled: list[str] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
+    updates: tuple[Update, ...] = (Progress(1, 2), Progress(2, 2))
+    description: ModelDescription = field(default_factory=lambda: ModelDescription(frozenset(), {}))
 
     async def paint(self, request: ModelRequest, *, request_id: str, on_progress: OnProgress | None) -> Picture:
         self.requests.append(request)
         self.request_ids.append(request_id)
         self.started.set()
         if on_progress is not None:
-            for step in (1, 2):
-                await on_progress(Progress(step, 2))
+            for update in self.updates:
+                await on_progress(update)
         try:
             await asyncio.sleep(3600 if self.forever else 0)
         except asyncio.CancelledError:
@@ -75,6 +77,11 @@ class FakePainter:
         if self.forever:
             await asyncio.sleep(3600)
         return [model for model in models if model in self.not_ready]
+
+    async def describe(self) -> ModelDescription:
+        if self.error is not None:
+            raise self.error
+        return self.description
 
     async def close(self) -> None:
         self.closed = True

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multsd_client.tensors import Preview, Progress, Queued
 from multsd_gateway import documentation
 from multsd_gateway.app import create_app
 from multsd_gateway.errors import ModelUnavailableError
+from multsd_gateway.schema import MultsdRequest
 from tests.unit.gateway.fakes import FakePainter, ask, mask_base64, post, seed_request, settings
 
 
@@ -81,6 +83,14 @@ def test_no_region_is_plain_text_to_image() -> None:
     [request] = painter.requests
     assert (request.prompts, request.negative_prompts, request.masks) == (("a beach",), ("",), None)
     assert (request.width, request.height, request.num_inference_steps) == (512, 512, 50)
+
+
+def test_a_default_is_never_above_its_limit() -> None:
+    painter = FakePainter()
+
+    assert post({"bg_prompt": "a beach"}, painter=painter, max_steps=9, max_side=256).status_code == 200
+    [request] = painter.requests
+    assert (request.width, request.height, request.num_inference_steps) == (256, 256, 9)
 
 
 def test_null_is_the_same_as_left_out() -> None:
@@ -184,6 +194,30 @@ def test_the_stream_tells_progress_and_ends_with_the_same_json() -> None:
     assert {**result, "request_id": 0} == {**plain, "request_id": 0}
 
 
+def test_the_stream_tells_the_place_in_the_queue_and_shows_previews() -> None:
+    preview = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    painter = FakePainter(updates=(Queued(3), Queued(0), Progress(1, 2), Preview(preview)))
+
+    reply = post(seed_request(preview_every=1), path="/multsd/stream", painter=painter)
+
+    events = [block.split("\n") for block in reply.text.strip().split("\n\n")]
+    names = [event[0].removeprefix("event: ") for event in events]
+    data = [json.loads(event[1].removeprefix("data: ")) for event in events]
+    assert names == ["queued", "queued", "progress", "preview", "result"]
+    assert data[:3] == [{"position": 3}, {"position": 0}, {"step": 1, "num_inference_steps": 2}]
+    assert data[3]["media_type"] == "image/png"
+    assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(data[3]["image"])))) == preview).all()
+    assert painter.requests[0].preview_every == 1
+
+
+def test_previews_that_nobody_would_see_are_not_made() -> None:
+    painter = FakePainter()
+    reply = post(seed_request(preview_every=1), painter=painter)
+
+    assert [note["field"] for note in reply.json()["warnings"]] == ["preview_every"]
+    assert painter.requests[0].preview_every is None
+
+
 def test_an_error_after_the_streams_start_is_an_event() -> None:
     reply = post(seed_request(), path="/multsd/stream", painter=FakePainter(error=ModelUnavailableError("secret")))
 
@@ -283,20 +317,24 @@ def test_openapi_describes_every_field_and_every_status() -> None:
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert set(seed_request()) <= set(schema["properties"])
     assert all("description" in field for field in schema["properties"].values())
-    assert {"200", "400", "408", "413", "500", "503", "504"} <= set(operation["responses"])
+    assert schema["properties"].keys() == MultsdRequest.model_fields.keys()
+    assert all("examples" in field for field in schema["properties"].values())
+    assert {"200", "400", "401", "408", "413", "429", "500", "503", "504"} <= set(operation["responses"])
+    errors = [reply for status, reply in operation["responses"].items() if status != "200"]
+    assert all(reply["content"]["application/json"]["example"]["message"] for reply in errors)
+    assert document["openapi"].startswith("3.1")
     assert "422" not in operation["responses"]
 
 
 def test_replies_are_what_openapi_says_and_its_example_works() -> None:
     app = create_app(settings(), FakePainter())
     operation = ask(app, "GET", "/openapi.json").json()["paths"]["/multsd"]["post"]
-    example = operation["requestBody"]["content"]["application/json"]["example"]
+    for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
+        reply = ask(app, "POST", "/multsd?strict=1", json=example["value"])
 
-    reply = ask(app, "POST", "/multsd", json=example)
-
-    assert reply.status_code == 200
-    assert set(reply.json()) == set(documentation.PictureReply.model_fields)
-    documentation.PictureReply.model_validate(reply.json(), strict=True)
+        assert reply.status_code == 200
+        assert set(reply.json()) == set(documentation.PictureReply.model_fields)
+        documentation.PictureReply.model_validate(reply.json(), strict=True)
     for body, status in ((b"{", 400), (b"x" * 2000, 413)):
         documentation.ErrorReply.model_validate(post(body, max_body_bytes=1000).json(), strict=True)
         assert post(body, max_body_bytes=1000).status_code == status

@@ -3,7 +3,7 @@
 import pytest
 
 from multsd_client.errors import FieldNote
-from multsd_gateway.fields import json_field, json_parameters, note_of_message
+from multsd_client.fields import json_field, json_parameters, note_of_message
 from multsd_gateway.schema import MultsdRequest
 
 
@@ -28,8 +28,8 @@ def test_tensor_names_become_the_jsons(tensor: str, expected: str) -> None:
 
 
 def test_a_models_message_is_taken_apart() -> None:
-    assert note_of_message("num_inference_steps: expected 1 to 50, got 60") == FieldNote(
-        "ddim_steps", "expected 1 to 50, got 60"
+    assert note_of_message("num_inference_steps: expected 1 to 50, found 60") == FieldNote(
+        "ddim_steps", "expected 1 to 50, found 60"
     )
     assert note_of_message("no field here") == FieldNote("body", "no field here")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from multsd_client.tensors import ModelRequest, Picture, Progress
+from multsd_client.tensors import ModelRequest, Picture, Progress, Update
 from multsd_gateway.errors import (
     DeadlineExceededError,
     GatewayError,
@@ -22,7 +25,9 @@ from multsd_gateway.errors import (
     ModelFailedError,
     ModelUnavailableError,
 )
-from multsd_gateway.inference import TritonPainter, error_of
+from multsd_gateway.inference import PLAIN, Access, TritonPainter, error_of
+from multsd_gateway.triton import triton_access
+from tests.unit.gateway.fakes import settings
 
 REQUEST = ModelRequest(prompts=("a", "b"), masks=np.ones((1, 2, 3), np.uint8), height=2, width=3, seed=2**64 - 1)
 
@@ -63,6 +68,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    inputs: tuple[str, ...] = ("prompt", "height", "width")
+    parameters: dict[str, str] = field(default_factory=dict)
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         self.metadata = dict(context.invocation_metadata())
@@ -72,7 +79,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         for response in self.responses:
             yield response
         if self.code is not None:
-            await context.abort(self.code, "seed: expected a, got b")
+            await context.abort(self.code, "seed: expected a, found b")
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -87,14 +94,34 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     async def ModelReady(self, request: Any, _context: Any) -> Any:  # noqa: N802
         return service_pb2.ModelReadyResponse(ready=request.name in self.loaded)
 
+    async def ModelMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        tensors = [service_pb2.ModelMetadataResponse.TensorMetadata(name=name) for name in self.inputs]
+        return service_pb2.ModelMetadataResponse(inputs=tensors)
+
+    async def ModelConfig(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        response = service_pb2.ModelConfigResponse()
+        for name, value in self.parameters.items():
+            response.config.parameters[name].string_value = value
+        return response
+
 
 @asynccontextmanager
-async def _connected(triton: FakeTriton, *, silence_seconds: float = 4.0) -> AsyncIterator[TritonPainter]:
+async def _connected(
+    triton: FakeTriton,
+    *,
+    silence_seconds: float = 4.0,
+    access: Access = PLAIN,
+    credentials: grpc.ServerCredentials | None = None,
+) -> AsyncIterator[TritonPainter]:
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = (
+        server.add_insecure_port("127.0.0.1:0")
+        if credentials is None
+        else server.add_secure_port("127.0.0.1:0", credentials)
+    )
     await server.start()
-    painter = TritonPainter(f"127.0.0.1:{port}", silence_seconds=silence_seconds)
+    painter = TritonPainter(f"127.0.0.1:{port}", silence_seconds=silence_seconds, access=access)
     try:
         yield painter
     finally:
@@ -102,8 +129,8 @@ async def _connected(triton: FakeTriton, *, silence_seconds: float = 4.0) -> Asy
         await server.stop(grace=0)
 
 
-async def _paint(painter: TritonPainter, told: list[Progress] | None = None) -> Picture:
-    async def on_progress(progress: Progress) -> None:
+async def _paint(painter: TritonPainter, told: list[Update] | None = None) -> Picture:
+    async def on_progress(progress: Update) -> None:
         if told is not None:
             told.append(progress)
 
@@ -120,7 +147,7 @@ def _with(triton: FakeTriton, use: Callable[[TritonPainter], Awaitable[Any]], **
 
 def test_a_picture_and_its_progress_come_through_and_the_stream_is_closed() -> None:
     triton = FakeTriton()
-    told: list[Progress] = []
+    told: list[Update] = []
 
     async def use(painter: TritonPainter) -> Picture:
         picture = await _paint(painter, told)
@@ -149,7 +176,8 @@ def test_the_request_carries_id_model_and_tensors() -> None:
         "width": ("INT32", [1]),
         "seed": ("UINT64", [1]),
     }
-    assert triton.metadata["triton_grpc_error"] == "true"
+    assert request.parameters["name_error_codes"].bool_param
+    assert "triton_grpc_error" not in triton.metadata, "Triton would end the stream, and write an error into its log"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +203,92 @@ def test_a_failure_is_told_by_its_first_line_alone() -> None:
     error = error_of("INTERNAL", "vae_decoder: out of memory\n\nAt:\n  /models/vae_decoder/1/model.py(9): execute\n")
     assert str(error) == "vae_decoder: out of memory"
     assert len(str(error_of("INTERNAL", "x" * 5000))) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("INVALID_ARG: seed: expected a, found b", InvalidRequestError, "seed: expected a, found b"),
+        (
+            "UNAVAILABLE: expected at most 40 requests, found more",
+            ModelUnavailableError,
+            "expected at most 40 requests",
+        ),
+        ("CANCELLED: cancelled by the client", DeadlineExceededError, "cancelled by the client"),
+        ("INTERNAL: vae_decoder: out of memory", ModelFailedError, "vae_decoder: out of memory"),
+        ("Exceeds maximum queue size", ModelUnavailableError, "Exceeds maximum queue size"),
+        ("something without a code", ModelFailedError, "something without a code"),
+    ],
+)
+def test_an_error_in_the_stream_names_its_code(text: str, kind: type[GatewayError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        _with(FakeTriton(responses=[service_pb2.ModelStreamInferResponse(error_message=text)]), _paint)
+
+
+def test_newer_inputs_are_sent_to_a_model_that_knows_them() -> None:
+    triton = FakeTriton(inputs=("prompt", "preview_every", "deadline_s"))
+    request = replace(REQUEST, preview_every=5, deadline_s=30.0)
+
+    picture = _with(triton, lambda painter: painter.paint(request, request_id="", on_progress=None))
+
+    assert {"preview_every", "deadline_s"} <= {tensor.name for tensor in triton.requests[0].inputs}
+    assert len(picture.warnings) == 1
+
+
+def test_an_older_model_is_asked_without_them_and_previews_get_a_warning() -> None:
+    triton = FakeTriton()
+    request = replace(REQUEST, preview_every=5, deadline_s=30.0)
+
+    picture = _with(triton, lambda painter: painter.paint(request, request_id="", on_progress=None))
+
+    assert not {"preview_every", "deadline_s"} & {tensor.name for tensor in triton.requests[0].inputs}
+    assert picture.warnings[0] == {
+        "field": "preview_every",
+        "message": "not used, the served model makes no previews",
+    }
+    assert len(picture.warnings) == 2
+
+
+def test_the_model_describes_itself() -> None:
+    description = _with(FakeTriton(parameters={"max_pixels": "9"}), lambda painter: painter.describe())
+
+    assert description.inputs == {"prompt", "height", "width"}
+    assert description.parameters == {"max_pixels": "9"}
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of this machine's and its key, signed by itself."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed here")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_triton_is_spoken_to_over_tls_with_a_token(tmp_path: Path) -> None:
+    certificate, key = _certificate(tmp_path)
+    (tmp_path / "token").write_text("secret\n")
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    trusting: dict[str, Any] = {
+        "triton_tls": True,
+        "triton_root_certificates": certificate,
+        "triton_token_file": tmp_path / "token",
+    }
+    triton = FakeTriton()
+
+    _with(triton, _paint, access=triton_access(settings(**trusting)), credentials=credentials)
+    assert triton.metadata["authorization"] == "Bearer secret"
+
+    access = triton_access(settings(**trusting, **{"triton_token_header": "triton-grpc-protocol-key"}))
+    _with(triton, _paint, access=access, credentials=credentials)
+    assert triton.metadata["triton-grpc-protocol-key"] == "secret"
+
+    for access in (PLAIN, Access(tls=True)):
+        with pytest.raises(ModelUnavailableError):
+            _with(triton, _paint, access=access, credentials=credentials)
 
 
 def test_a_model_that_is_not_loaded_is_unavailable() -> None:

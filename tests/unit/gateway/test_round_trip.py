@@ -26,7 +26,7 @@ def test_client_and_gateway_understand_each_other() -> None:
             assert result.image[:2] == b"\xff\xd8"
             with pytest.raises(InvalidRequestError) as refused:
                 await client.generate({"bg_prompt": 1})
-            assert [str(note) for note in refused.value.errors] == ["bg_prompt: expected a string, got 1"]
+            assert [str(note) for note in refused.value.errors] == ["bg_prompt: expected a string, found 1"]
 
     asyncio.run(scenario())
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from conditioning import Conditioning
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising
 from schedulers import SAMPLERS, make_scheduler
@@ -48,7 +49,7 @@ def paint(unet: Any, sampler: str, masks: Tensor, dtype: torch.dtype) -> Tensor:
     )
     loop = Denoising(
         noise,
-        embeddings(dtype),
+        Conditioning(embeddings(dtype)),
         scheduler=make_scheduler(sampler, CONFIG, STEPS),
         regions=regions,
         bootstrapping=bootstrapping,

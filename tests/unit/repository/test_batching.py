@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from batching import UNetBatcher, share
+from conditioning import Conditioning
 from errors import NetworkError
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows
@@ -33,7 +34,7 @@ def make_canvas(width: int, seed: int, steps: int = 3) -> Denoising:
     )
     return Denoising(
         torch.randn(1, 4, WINDOW, width, generator=generator),
-        torch.randn(2, 5, EMBEDDING, generator=generator),
+        Conditioning(torch.randn(2, 5, EMBEDDING, generator=generator)),
         scheduler=make_scheduler("ddim", CONFIG, steps),
         regions=regions,
         bootstrapping=Bootstrapping(
@@ -61,7 +62,7 @@ class UNet:
 
     def rows_of(self, canvas: Denoising) -> list[int]:
         """How many rows of each call carry the canvas's prompts."""
-        embeds = canvas._prompt_embeds
+        embeds = canvas._conditioning.encoder_hidden_states
         return [
             sum(any(torch.equal(row, own) for own in embeds) for row in call.encoder_hidden_states)
             for call in self.calls

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from errors import InvalidRequestError
-from parameters import Limits, Parameters, parse_parameters
+from parameters import Limits, Parameters, most_rows, parse_parameters
 
 LIMITS = Limits(
     max_pixels=512 * 512,
@@ -18,6 +19,7 @@ LIMITS = Limits(
     max_prompt_bytes=20,
     max_running=1,
     max_waiting=1,
+    max_waiting_rows=1000,
 )
 HEIGHT, WIDTH = 64, 72
 
@@ -55,6 +57,10 @@ def request(**changes: npt.NDArray[Any] | None) -> Arrays:
 
 
 REFUSED: list[tuple[Arrays, str, str]] = [
+    ({"preview_every": integer(-1)}, "preview_every", "expected 0 to 100, found -1"),
+    ({"deadline_s": real(0)}, "deadline_s", "expected a number above 0, found 0.0"),
+    ({"deadline_s": real(math.nan)}, "deadline_s", "expected a number above 0, found nan"),
+    ({"deadline_s": real(math.inf)}, "deadline_s", "expected a number above 0, found inf"),
     ({"prompt": None}, "prompt", "expected 1 to 4 regions, found 0"),
     ({"prompt": texts()}, "prompt", "expected 1 to 4 regions, found 0"),
     ({"prompt": texts(*[b"sea"] * 5)}, "prompt", "expected 1 to 4 regions, found 5"),
@@ -246,3 +252,26 @@ def test_masks_beyond_the_pixels_of_all_are_refused() -> None:
     }
     with pytest.raises(InvalidRequestError, match="masks: expected at most 8191 pixels in all, found 2 x 64 x 64"):
         parse_parameters(arrays, limits=limits, window=64, view_stride=8)
+
+
+def bound(**changes: npt.NDArray[Any] | None) -> int:
+    return most_rows(request(**changes), limits=LIMITS, window=16, view_stride=8, cell=8)
+
+
+def test_the_bound_of_a_requests_rows_is_the_published_methods_count() -> None:
+    assert bound(num_inference_steps=integer(5)) == 2 * 3 * 5  # one view of three regions
+    assert bound(num_inference_steps=integer(5), width=integer(256)) == 3 * 2 * 3 * 5  # three views
+    assert bound(num_inference_steps=integer(5), width=integer(256), view_stride=integer(16)) == 2 * 2 * 3 * 5
+    assert bound(num_inference_steps=integer(5), guidance_scale=real(1)) == 3 * 5
+
+
+def test_the_bound_looks_at_no_mask_and_refuses_what_it_cannot_count() -> None:
+    assert bound(masks=None) == bound()
+    for changes, field in (
+        ({"prompt": None}, "prompt"),
+        ({"height": integer(3)}, "height"),
+        ({"num_inference_steps": integer(101)}, "num_inference_steps"),
+        ({"view_stride": integer(17)}, "view_stride"),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"^{field}: expected"):
+            bound(**changes)

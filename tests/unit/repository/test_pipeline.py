@@ -1,7 +1,6 @@
 """From parameters to a picture, with networks that are closed forms and remember what they were asked."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from batching import UNetBatcher
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, TextEncoder
 from errors import CancelledRequestError, InvalidRequestError, NetworkError
 from parameters import Parameters
-from pipeline import Picture, paint
+from pipeline import Observer, Picture, paint, preview_image
+from regions import make_canvas
 from sampling import UNetRows
 from schedulers import SAMPLERS, make_scheduler
 from tests.unit.repository.tiny import CONFIG, EMBEDDING, MAX_LENGTH, make_checkpoint
@@ -33,10 +33,13 @@ class Networks:
         self._cell = checkpoint.vae_scale_factor
         self.complete_step = UNetBatcher(self.unet, max_batch_size=checkpoint.unet_max_batch_size).complete_step
 
-    async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> dict[str, Tensor]:
         await asyncio.sleep(0)
         ids = torch.from_numpy(input_ids).to(torch.float32)  # (U, L)
-        return ids[..., None] * torch.linspace(0.1, 1, EMBEDDING)  # (U, L, D)
+        outputs = {"last_hidden_state": ids[..., None] * torch.linspace(0.1, 1, EMBEDDING)}  # (U, L, D)
+        if "text_embeds" in encoder.outputs:
+            outputs["text_embeds"] = ids.sum(dim=1, keepdim=True) + torch.arange(3)  # (U, P)
+        return outputs
 
     async def unet(self, rows: UNetRows) -> Tensor:
         self.calls.append(rows)
@@ -63,6 +66,9 @@ class Networks:
     @property
     def rows(self) -> int:
         return sum(len(call.sample) for call in self.calls)
+
+
+UNSEEN = Observer()
 
 
 class KnowingNetworks(Networks):
@@ -113,9 +119,9 @@ async def painted(
     networks: Networks,
     *,
     checkpoint: Checkpoint = CHECKPOINT,
-    before_step: Callable[[int], None] = lambda _step: None,
+    observer: Observer = UNSEEN,
 ) -> Picture:
-    return await paint(parameters, checkpoint=checkpoint, networks=networks, before_step=before_step)
+    return await paint(parameters, checkpoint=checkpoint, networks=networks, observer=observer)
 
 
 def picture_of(parameters: Parameters, networks: Networks | None = None, **options: Any) -> Picture:
@@ -200,7 +206,7 @@ def test_steps_are_told_in_order_before_they_are_taken() -> None:
     networks = Networks()
     told: list[tuple[int, int]] = []
     parameters = parameters_of(num_inference_steps=5)
-    picture_of(parameters, networks, before_step=lambda step: told.append((step, len(networks.calls))))
+    picture_of(parameters, networks, observer=Observer(lambda step: told.append((step, len(networks.calls)))))
     assert [step for step, _ in told] == [0, 1, 2, 3, 4, 5]
     calls_before = [sum(called < step for called in networks.steps) for step in range(6)]
     assert [calls for _, calls in told] == calls_before
@@ -216,9 +222,52 @@ def test_cancelled_request_asks_no_network_again(stop: int) -> None:
 
     parameters = parameters_of(width=100, num_inference_steps=5)
     with pytest.raises(CancelledRequestError, match="enough"):
-        picture_of(parameters, networks, before_step=before_step)
+        picture_of(parameters, networks, observer=Observer(before_step))
     assert sorted(set(networks.steps)) == list(range(stop))
     assert networks.decoded == []
+
+
+def test_the_rows_to_come_are_told_before_the_first_of_them() -> None:
+    networks = Networks()
+    planned: list[tuple[int, int]] = []
+    observer = Observer(planned=lambda rows: planned.append((rows, len(networks.calls))))
+    picture = picture_of(parameters_of(width=100, boxes=[LEFT, RIGHT]), networks, observer=observer)
+    assert planned == [(picture.report["unet_rows"], 0)]
+
+
+def test_a_preview_every_two_steps_has_a_pixel_for_each_cell_in_sight_in_the_pictures_colour() -> None:
+    """Of a network that knows one colour the estimate is right from the first step."""
+    previews: list[npt.NDArray[np.uint8]] = []
+    parameters = parameters_of(height=100, width=72, boxes=[], num_inference_steps=5, preview_every=2)
+    picture_of(parameters, KnowingNetworks(), observer=Observer(preview=previews.append))
+    assert [preview.shape for preview in previews] == [(13, 9, 3)] * 2
+    expected = COLOURS @ CHECKPOINT.preview[:-1] + CHECKPOINT.preview[-1]
+    for preview in previews:
+        colour = torch.from_numpy(preview).float().mean(dim=(0, 1)) / 255
+        torch.testing.assert_close(colour, expected.clamp(0, 1), rtol=0, atol=0.01)
+
+
+def test_no_preview_is_made_that_nobody_asked_for() -> None:
+    previews: list[npt.NDArray[np.uint8]] = []
+    picture_of(parameters_of(), observer=Observer(preview=previews.append))
+    assert previews == []
+
+
+def test_a_preview_changes_nothing() -> None:
+    plain, watched = (picture_of(parameters_of(scheduler="euler_a", preview_every=every)) for every in (0, 1))
+    assert torch.equal(plain.latents, watched.latents)
+
+
+@pytest.mark.parametrize("scheduler", sorted(SAMPLERS))
+def test_the_estimate_is_the_picture_whatever_the_sampler(scheduler: str) -> None:
+    previews: list[npt.NDArray[np.uint8]] = []
+    parameters = parameters_of(boxes=[], scheduler=scheduler, num_inference_steps=3, preview_every=1)
+    picture_of(parameters, KnowingNetworks(), observer=Observer(preview=previews.append))
+    known = COLOURS[None, :, None, None].expand(1, 4, 8, 8)
+    expected = preview_image(known, CHECKPOINT, make_canvas(64, 64, window=8, cell=8))
+    assert len(previews) == 3
+    for preview in previews:
+        np.testing.assert_allclose(preview, expected, atol=2)
 
 
 def test_failure_of_a_network_is_the_requests() -> None:
@@ -309,9 +358,9 @@ def test_calls_are_no_larger_than_the_unet_takes() -> None:
 
 def test_equal_texts_are_encoded_once() -> None:
     class Counting(Networks):
-        async def text_encoder(self, input_ids: npt.NDArray[np.int32]) -> Tensor:
+        async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> dict[str, Tensor]:
             self.texts = len(input_ids)
-            return await super().text_encoder(input_ids)
+            return await super().encode(encoder, input_ids)
 
     networks = Counting()
     picture_of(parameters_of(prompt=("moon", "Moon"), negative_prompt=("", "")), networks)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,29 +43,31 @@ def test_unknown_words_count_as_tokens() -> None:
 
 
 def test_equal_texts_share_one_row() -> None:
-    prompts = tokenize_prompts(TOKENIZER, ["a cat", "a dog", "a cat"], ["", "", ""])
-    np.testing.assert_array_equal(prompts.input_ids, [ids("a", "cat"), ids("a", "dog"), ids()])
-    assert prompts.input_ids.dtype == np.int32
+    prompts = tokenize_prompts([TOKENIZER], ["a cat", "a dog", "a cat"], ["", "", ""])
+    (input_ids,) = prompts.input_ids
+    np.testing.assert_array_equal(input_ids, [ids("a", "cat"), ids("a", "dog"), ids()])
+    assert input_ids.dtype == np.int32
     assert prompts.prompt_embedding == (0, 1, 0)
     assert prompts.negative_embedding == (2, 2, 2)
 
 
 def test_texts_of_equal_ids_share_one_row() -> None:
-    prompts = tokenize_prompts(TOKENIZER, ["a  Cat", "A CAT"], ["a cat", "dog"])
+    prompts = tokenize_prompts([TOKENIZER], ["a  Cat", "A CAT"], ["a cat", "dog"])
     assert prompts.prompt_embedding == (0, 0)
     assert prompts.negative_embedding == (0, 1)
 
 
 def test_each_region_finds_its_own_row() -> None:
-    prompts = tokenize_prompts(TOKENIZER, ["cat", "dog", "moon"], ["red", "blue", "the"])
-    found = prompts.input_ids[[*prompts.prompt_embedding, *prompts.negative_embedding]]
+    prompts = tokenize_prompts([TOKENIZER], ["cat", "dog", "moon"], ["red", "blue", "the"])
+    (input_ids,) = prompts.input_ids
+    found = input_ids[[*prompts.prompt_embedding, *prompts.negative_embedding]]
     np.testing.assert_array_equal(found, [ids(word) for word in ("cat", "dog", "moon", "red", "blue", "the")])
 
 
 def test_positive_and_negative_prompts_are_cut_alike() -> None:
     """Fault 8: long negative prompts raised, long prompts were cut silently."""
     long = "a red cat on the moon a dog"
-    prompts = tokenize_prompts(TOKENIZER, ["cat", long], [long, "dog"])
+    prompts = tokenize_prompts([TOKENIZER], ["cat", long], [long, "dog"])
     message = "cut at 8 tokens; left out: 'a dog'"
     assert prompts.warnings == (("prompt[1]", message), ("negative_prompt[0]", message))
     assert prompts.prompt_embedding[1] == prompts.negative_embedding[0]
@@ -79,11 +83,28 @@ def test_positive_and_negative_prompts_are_cut_alike() -> None:
     ],
 )
 def test_weights_are_told_not_to_apply(text: str, weight: str) -> None:
-    prompts = tokenize_prompts(TOKENIZER, ["cat", text], ["", ""])
+    prompts = tokenize_prompts([TOKENIZER], ["cat", text], ["", ""])
     message = f"weights such as {weight!r} are read as plain text, not applied"
     assert ("prompt[1]", message) in prompts.warnings
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "a cat (red)", "at 12:30", "(a: cat)", "(cat:red)", "(cat 1.4)"])
 def test_nothing_else_is_warned_of(text: str) -> None:
-    assert tokenize_prompts(TOKENIZER, [text], [text]).warnings == ()
+    assert tokenize_prompts([TOKENIZER], [text], [text]).warnings == ()
+
+
+def test_every_tokenizer_has_its_own_ids_of_the_same_texts() -> None:
+    padded_with_zeros = replace(TOKENIZER, pad_token_id=0)
+    prompts = tokenize_prompts([TOKENIZER, padded_with_zeros], ["a cat", "a dog"], ["", ""])
+    first, second = prompts.input_ids
+    assert first.shape == second.shape == (3, MAX_LENGTH)
+    np.testing.assert_array_equal(first[0], ids("a", "cat"))
+    np.testing.assert_array_equal(second[0], [START, WORDS.index("a"), WORDS.index("cat"), END, 0, 0, 0, 0])
+
+
+def test_a_negative_that_says_nothing_is_zeroed_where_the_checkpoint_wants_it() -> None:
+    prompts = tokenize_prompts([TOKENIZER], ["", "cat"], [" ", "red"], zero_empty_negatives=True)
+    assert [prompts.zeroed[row] for row in prompts.negative_embedding] == [True, False]
+    assert [prompts.zeroed[row] for row in prompts.prompt_embedding] == [False, False]
+    assert prompts.prompt_embedding[0] != prompts.negative_embedding[0]  # the same ids, not the same embedding
+    assert not any(tokenize_prompts([TOKENIZER], [""], [""]).zeroed)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conditioning import Conditioning
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising
 from schedulers import SAMPLERS, make_scheduler
@@ -78,7 +79,7 @@ def both(
     )
     loop = Denoising(
         noise,
-        embeds,
+        Conditioning(embeds),
         scheduler=scheduler,
         regions=regions,
         bootstrapping=Bootstrapping(palette=palette, choices=choices),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conditioning import Conditioning
 from errors import InvalidRequestError
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows, step_scheduler
@@ -34,7 +35,7 @@ def loop_of(scheduler: Any, *, regions: Regions, bootstrapping: int = 0) -> Deno
     choices = torch.zeros(bootstrapping, len(regions.views), len(regions.masks), dtype=torch.int64)
     return Denoising(
         torch.randn(1, 4, WINDOW, WINDOW, generator=torch.Generator().manual_seed(0)),
-        torch.zeros(2, 1, 1),
+        Conditioning(torch.zeros(2, 1, 1)),
         scheduler=scheduler,
         regions=regions,
         bootstrapping=Bootstrapping(palette=torch.full((1, 4, WINDOW, WINDOW), 0.5), choices=choices),

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, TextEncoder
 from prompts import PromptTokenizer
 from sampling import Denoising, UNetRows
 
@@ -59,8 +59,11 @@ def make_checkpoint(*, window: int = WINDOW, vae_scale_factor: int = 8, unet_max
         unet_max_batch_size=unet_max_batch_size,
         vae_tile=128,
         scheduler_config=CONFIG,
-        tokenizer=make_tokenizer(),
+        text_encoders=(TextEncoder("text_encoder", ("last_hidden_state",), make_tokenizer()),),
+        time_ids=False,
+        zero_empty_negatives=False,
         palette=colours.expand(6, 4, window, window),
+        preview=torch.tensor([[0.2, 0.0, 0.1], [0.0, 0.3, 0.1], [0.1, 0.0, 0.2], [0.1, 0.1, 0.1], [0.4, 0.5, 0.6]]),
     )
 
 

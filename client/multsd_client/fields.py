@@ -29,7 +29,7 @@ def json_field(tensor: str) -> str:
 
 
 def note_of_message(message: str) -> FieldNote:
-    """The field and sentence of a model's "field: expected ..., got ..."."""
+    """The field and sentence of a model's "field: expected ..., found ..."."""
     match = _MESSAGE.fullmatch(message)
     return FieldNote(json_field(match[1]), match[4]) if match else FieldNote("body", message)
 

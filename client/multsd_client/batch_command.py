@@ -1,0 +1,91 @@
+"""The command `multsd batch`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from multsd_client import batch
+from multsd_client.client import AsyncClient
+from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token
+
+EXIT_SOME_FAILED = 1
+RESULTS = "results.jsonl"
+
+
+def batch_command(
+    requests: Annotated[str, typer.Argument(metavar="FILE|-", help="One JSON of the API a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("pictures"),
+    results: Annotated[Path | None, typer.Option(help=f"JSON lines of results. [default: OUTPUT/{RESULTS}]")] = None,
+    at_once: Annotated[int, typer.Option("--at-once", "-n", min=1, help="Requests at a time.")] = 4,
+    again: Annotated[bool, typer.Option("--again", help="Paint also what an earlier run has painted.")] = False,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    retries: Retries = 8,
+    token_file: TokenFile = None,
+) -> None:
+    """Paint a picture for every line; a second run goes on where the first has ended.
+
+    Prints the path of the results, a line for each request in the order they ended. Exit code 1 if any failed.
+    """
+    jobs = _read(requests)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        path = results or output / RESULTS
+        done = set() if again else batch.finished(path, output)
+        left = [job for job in jobs if (job.line, job.digest) not in done]
+        client = AsyncClient(url, token=read_token(token_file), timeout=timeout, retries=retries)
+        failed = _run(client, left, at_once=at_once, folder=output, results=path, before=len(jobs) - len(left))
+    except OSError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_SOME_FAILED) from None
+    except ValueError as error:  # what a URL cannot say
+        raise typer.BadParameter(str(error), param_hint="--url") from None
+    typer.echo(str(path))
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _read(source: str) -> list[batch.Job]:
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{source}: {error}", param_hint="FILE") from None
+    return batch.read_jobs(text.splitlines())
+
+
+def _run(client: AsyncClient, jobs: list[batch.Job], *, at_once: int, folder: Path, results: Path, before: int) -> int:
+    """Paint; returns how many failed. before: how many an earlier run has painted."""
+    console = Console(stderr=True, soft_wrap=True)
+    columns = (TextColumn("painting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    failed = 0
+    with (
+        results.open("a", encoding="utf-8") as file,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task("painting", total=before + len(jobs), completed=before)
+
+        def on_result(result: Mapping[str, Any]) -> None:
+            nonlocal failed
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            bar.advance(task)
+            if "error" in result:
+                failed += 1
+                console.print(f"line {result['line']}: {result['error']}", markup=False)
+
+        async def paint() -> None:
+            async with client:
+                await batch.run(client, jobs, at_once=at_once, folder=folder, on_result=on_result)
+
+        asyncio.run(paint())
+    console.print(f"{len(jobs) - failed} painted, {failed} failed, {before} before")
+    return failed

@@ -1,0 +1,52 @@
+"""Mask images: what counts as inside, and how an image meets a canvas of another size.
+
+A pixel is inside where max(red, green, blue) * alpha / 255 >= 128: what is transparent is not masked, grey counts from
+its middle, and any bright colour counts (pure red, too, unlike a conversion by luminance). A mask is (height, width)
+uint8 of 0 and 1.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multsd_client.shapes import Mask
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+THRESHOLD = 128
+
+
+def inside(image: Image.Image) -> Mask:
+    """Where an image says "inside": (height, width) uint8 of 0 and 1."""
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() clips
+        return as_mask(np.asarray(image).astype(np.int64) >= THRESHOLD * 256)
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return as_mask(np.asarray(image.convert("L")) >= THRESHOLD)
+    pixels = np.asarray(image.convert("RGBA"))  # (height, width, 4)
+    brightness = pixels[..., :3].max(axis=-1).astype(np.uint16)
+    return as_mask(brightness * pixels[..., 3] >= THRESHOLD * 255)
+
+
+def as_mask(marked: NDArray[np.bool_]) -> Mask:
+    """False and True as 0 and 1."""
+    return marked.view(np.uint8)
+
+
+def stretch(mask: Mask, *, width: int, height: int) -> Mask:
+    """Nearest-neighbour resize to (height, width)."""
+    if mask.shape == (height, width):
+        return mask
+    resized: Mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    return resized
+
+
+def read(data: bytes, *, width: int, height: int) -> Mask:
+    """The mask of an image file, stretched to the canvas. Raises ValueError where the bytes are no such image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return stretch(inside(image), width=width, height=height)
+    except OSError as error:
+        raise ValueError(f"mask: expected a {', '.join(FORMATS)} image, found something else: {error}") from None

@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TOKEN_VARIABLE = "MULTSD_TOKEN"  # noqa: S105 - the name of a variable
+
+DEFAULT_URL = "http://127.0.0.1:5000"
+DEFAULT_TIMEOUT_S = 600.0
+
+Url = Annotated[str, typer.Option(envvar="MULTSD_URL", help="The service.")]
+Timeout = Annotated[float, typer.Option(help="Seconds without a sign of life before giving up.")]
+Retries = Annotated[
+    int, typer.Option(min=0, help="How often to try again while the service is not there or full; heeds Retry-After.")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help=f"File with the bearer token. [default: the variable {TOKEN_VARIABLE}]")
+]
+
+
+def read_token(file: Path | None) -> str | None:
+    """The bearer token; never an option's value, which other users of the machine could see. Raises BadParameter."""
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        raise typer.BadParameter(f"{file}: expected a file with a token", param_hint="--token-file") from None

@@ -1,0 +1,82 @@
+"""The real Triton with the stand-in model, and the gateway in front of it as a process of its own."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from multsd_gateway.stack.processes import Child, start_child
+from multsd_gateway.stack.triton import TritonPorts, start_triton
+from multsd_gateway.stack.waiting import wait_until_ready
+from tests.integration.conftest import ROOT, free_ports
+
+CONTRACT = ROOT / "model_repository" / "multidiffusion" / "config.pbtxt"
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A running Triton whose only model is the stand-in."""
+
+    triton: Child
+    ports: TritonPorts
+
+    @property
+    def grpc(self) -> str:
+        """host:port of its gRPC endpoint."""
+        return f"127.0.0.1:{self.ports.grpc}"
+
+
+def compose(folder: Path, *, seconds: float) -> Path:
+    """A repository in `folder`: the public contract over the stand-in, which takes `seconds` a request."""
+    config = text_format.Parse(CONTRACT.read_text(), model_config_pb2.ModelConfig())
+    config.parameters["seconds"].string_value = str(seconds)
+    model = folder / "multidiffusion"
+    (model / "1").mkdir(parents=True, exist_ok=True)
+    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+    shutil.copy(Path(__file__).with_name("model.py"), model / "1" / "model.py")
+    return folder
+
+
+@contextmanager
+def running_stand_in(folder: Path, *, seconds: float) -> Iterator[StandIn]:
+    """Start Triton on free ports of loopback, with its log in `folder`, and stop it on the way out."""
+    ports = TritonPorts(*free_ports(3))
+    child = start_triton(
+        compose(folder / "repository", seconds=seconds),
+        ports=ports,
+        backends=ROOT / "build" / "backends",
+        log=folder / "triton.log",
+    )
+    try:
+        wait_until_ready(child, f"http://127.0.0.1:{ports.http}/v2/health/ready", seconds=60)
+        yield StandIn(child, ports)
+    finally:
+        child.stop(20)
+
+
+@contextmanager
+def running_gateway(
+    folder: Path, triton: str, settings: Mapping[str, str] | None = None
+) -> Iterator[tuple[Child, str]]:
+    """A gateway process in front of Triton, and its URL. triton: host:port, several with commas."""
+    (port,) = free_ports(1)
+    environment = {
+        **os.environ,
+        "MULTSD_PORT": str(port),
+        "MULTSD_TRITON_URL": triton,
+        "MULTSD_MODELS": '["multidiffusion"]',
+        **(settings or {}),
+    }
+    command = [sys.executable, "-m", "multsd_gateway", "run"]
+    child = start_child("gateway", command, environment=environment, log=folder / f"gateway-{port}.log")
+    try:
+        wait_until_ready(child, f"http://127.0.0.1:{port}/readyz", seconds=60)
+        yield child, f"http://127.0.0.1:{port}"
+    finally:
+        child.stop(20)

@@ -1,0 +1,151 @@
+"""Which Triton a request goes to, and when it goes to another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from multsd_client.tensors import ModelRequest, Picture, Progress, Queued, Update
+from multsd_gateway.balancing import BalancedPainter, Endpoint
+from multsd_gateway.errors import InvalidRequestError, ModelFailedError, ModelUnavailableError
+from tests.unit.gateway.fakes import FakePainter
+
+REQUEST = ModelRequest(prompts=("a",), height=2, width=3, num_inference_steps=2)
+
+
+async def _paint(painter: BalancedPainter, told: list[Update] | None = None) -> Picture:
+    async def on_progress(progress: Update) -> None:
+        if told is not None:
+            told.append(progress)
+
+    return await painter.paint(REQUEST, request_id="job", on_progress=None if told is None else on_progress)
+
+
+def _with(fakes: list[FakePainter], use: Callable[[BalancedPainter], Awaitable[Any]], *, probe: float = 60.0) -> Any:
+    async def scenario() -> Any:
+        endpoints = [Endpoint(str(number), fake) for number, fake in enumerate(fakes)]
+        painter = BalancedPainter(endpoints, models=["multidiffusion"], probe_seconds=probe)
+        try:
+            return await asyncio.wait_for(use(painter), timeout=10)
+        finally:
+            await painter.close()
+
+    return asyncio.run(scenario())
+
+
+def test_requests_in_turn_go_to_each_in_turn() -> None:
+    fakes = [FakePainter(), FakePainter(), FakePainter()]
+
+    async def use(painter: BalancedPainter) -> None:
+        for _ in range(6):
+            await _paint(painter)
+
+    _with(fakes, use)
+    assert [len(fake.requests) for fake in fakes] == [2, 2, 2]
+
+
+def test_requests_at_once_go_to_the_least_busy() -> None:
+    fakes = [FakePainter(forever=True), FakePainter(forever=True)]
+
+    async def use(painter: BalancedPainter) -> list[int]:
+        asked = [asyncio.ensure_future(_paint(painter)) for _ in range(5)]
+        await asyncio.sleep(0)
+        await fakes[1].started.wait()
+        busy = [each.in_flight for each in painter.endpoints]
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert [each.in_flight for each in painter.endpoints] == [0, 0]
+        return busy
+
+    assert sorted(_with(fakes, use)) == [2, 3]
+
+
+def test_one_that_is_away_costs_no_request() -> None:
+    fakes = [FakePainter(error=ModelUnavailableError("away")), FakePainter()]
+
+    async def use(painter: BalancedPainter) -> None:
+        for _ in range(4):
+            await _paint(painter)
+
+    _with(fakes, use)
+    assert len(fakes[1].requests) == 4
+
+
+def test_after_an_answer_nothing_is_tried_again() -> None:
+    fakes = [FakePainter(error=ModelUnavailableError("away")), FakePainter()]
+    told: list[Update] = []
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(ModelUnavailableError):
+            await _paint(painter, told)
+
+    _with(fakes, use)
+    assert [len(fake.requests) for fake in fakes] == [1, 0]
+    assert told == [Progress(1, 2), Progress(2, 2)]
+
+
+def test_one_that_only_waited_may_wait_elsewhere() -> None:
+    fakes = [FakePainter(error=ModelUnavailableError("away"), updates=(Queued(3),)), FakePainter()]
+    told: list[Update] = []
+
+    _with(fakes, lambda painter: _paint(painter, told))
+
+    assert told == [Queued(3), Progress(1, 2), Progress(2, 2)]
+
+
+@pytest.mark.parametrize("error", [InvalidRequestError([]), ModelFailedError("out of memory")])
+def test_what_another_would_not_do_better_is_not_tried_again(error: Exception) -> None:
+    fakes = [FakePainter(error=error), FakePainter()]
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(type(error)):
+            await _paint(painter)
+
+    _with(fakes, use)
+    assert fakes[1].requests == []
+
+
+def test_when_all_are_away_each_is_tried_once() -> None:
+    fakes = [FakePainter(error=ModelUnavailableError("away")) for _ in range(3)]
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(ModelUnavailableError):
+            await _paint(painter)
+
+    _with(fakes, use)
+    assert [len(fake.requests) for fake in fakes] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("fault", [{"not_ready": ["multidiffusion"]}, {"forever": True}], ids=["not ready", "hung"])
+def test_one_that_is_not_ready_or_hangs_gets_no_request_until_it_is_back(fault: dict[str, Any]) -> None:
+    broken, good = FakePainter(**fault), FakePainter()
+
+    async def until(painter: BalancedPainter, *, ready: bool) -> None:
+        while painter.endpoints[0].ready is not ready:  # noqa: ASYNC110 - the probe tells nobody
+            await asyncio.sleep(0.01)
+
+    async def use(painter: BalancedPainter) -> None:
+        await painter.describe()
+        await until(painter, ready=False)
+        for _ in range(3):
+            await _paint(painter)
+        assert (len(broken.requests), len(good.requests)) == (0, 3)
+        broken.not_ready, broken.forever = [], False
+        await until(painter, ready=True)
+        for _ in range(2):
+            await _paint(painter)
+        assert (len(broken.requests), len(good.requests)) == (1, 4)
+
+    _with([broken, good], use, probe=0.05)
+
+
+def test_the_service_is_ready_where_one_triton_is() -> None:
+    async def use(painter: BalancedPainter) -> list[str]:
+        return await painter.missing(["multidiffusion", "unet"])
+
+    assert _with([FakePainter(not_ready=["unet"]), FakePainter()], use) == []
+    assert _with([FakePainter(not_ready=["unet", "multidiffusion"]), FakePainter(not_ready=["unet"])], use) == ["unet"]

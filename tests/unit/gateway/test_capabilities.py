@@ -1,0 +1,50 @@
+"""GET /limits: the settings, lowered by what the served model says."""
+
+from __future__ import annotations
+
+from multsd_gateway import documentation
+from multsd_gateway.app import create_app
+from multsd_gateway.errors import ModelUnavailableError
+from multsd_gateway.inference import ModelDescription
+from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
+
+
+def test_the_lower_of_setting_and_model_holds() -> None:
+    parameters = {"max_pixels": "1000000", "max_steps": "1000", "max_regions": "9", "max_prompt_bytes": "odd"}
+    painter = FakePainter(
+        description=ModelDescription(frozenset({"prompt", "deadline_s"}), parameters | {"window": "64"})
+    )
+
+    told = ask(create_app(settings(max_steps=150), painter), "GET", "/limits").json()
+
+    documentation.LimitsReply.model_validate(told)
+    limits = told["limits"]
+    assert (limits["max_pixels"], limits["max_steps"]) == (1_000_000, 150)
+    assert limits["max_regions"] == 8, "the model counts the background too"
+    assert limits["max_prompt_bytes"] == 10_000
+    assert (told["window"], told["optional_inputs"]) == (64, ["deadline_s"])
+
+
+def test_the_checkpoint_is_the_models_own_or_the_last_pictures_or_unknown() -> None:
+    app = create_app(settings(), FakePainter())
+
+    assert ask(app, "GET", "/limits").json()["checkpoint"] == {"name": None, "digest": None, "family": None}
+    ask(app, "POST", "/multsd", json=seed_request())
+    assert ask(app, "GET", "/limits").json()["checkpoint"] == {"name": "fake", "digest": "sha256:00", "family": None}
+    told = {"checkpoint_name": "sd", "checkpoint_digest": "sha256:1", "checkpoint_family": "sd1"}
+    app = create_app(settings(), FakePainter(description=ModelDescription(frozenset(), told)))
+    assert ask(app, "GET", "/limits").json()["checkpoint"] == {"name": "sd", "digest": "sha256:1", "family": "sd1"}
+
+
+def test_without_a_model_there_are_no_limits_to_tell() -> None:
+    app = create_app(settings(), FakePainter(error=ModelUnavailableError("away")))
+
+    assert ask(app, "GET", "/limits").status_code == 503
+
+
+def test_a_limit_that_is_told_is_the_one_that_holds() -> None:
+    app = create_app(settings(), FakePainter())
+    most = ask(app, "GET", "/limits").json()["limits"]["max_prompt_bytes"]
+
+    assert ask(app, "POST", "/multsd", json=seed_request(bg_prompt="x" * most)).status_code == 200
+    assert ask(app, "POST", "/multsd", json=seed_request(bg_prompt="x" * (most + 1))).status_code == 400

@@ -1,0 +1,107 @@
+"""Who may ask, how often, from which page, and what browsers are told."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from multsd_gateway.app import create_app
+from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
+
+TOKEN = "a-token-of-enough-characters"  # noqa: S105 - of this test only
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+ORIGIN = {"Origin": "https://example.org"}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
+    path.write_text(f"shop:{TOKEN}\n")
+    return path
+
+
+def _app(tokens: Path, **changes: object) -> FastAPI:
+    return create_app(settings(token_file=tokens, **changes), FakePainter())
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/multsd"), ("POST", "/multsd/stream"), ("GET", "/limits")])
+def test_without_a_token_nothing_is_done(tokens: Path, method: str, path: str) -> None:
+    painter = FakePainter()
+    app = create_app(settings(token_file=tokens), painter)
+
+    for headers in ({}, {"Authorization": "Bearer another-token-of-enough"}):
+        reply = ask(app, method, path, json=seed_request(), headers=headers)
+        assert reply.status_code == 401
+        assert reply.headers["WWW-Authenticate"] == "Bearer"
+        assert set(reply.json()) == {"message", "request_id"}
+    assert painter.requests == []
+    assert ask(app, method, path, json=seed_request(), headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"])
+def test_probes_and_documentation_need_no_token_unless_the_settings_say_so(tokens: Path, path: str) -> None:
+    assert ask(_app(tokens, triton_metrics_url=""), "GET", path).status_code == 200
+    assert ask(_app(tokens, open_paths=()), "GET", path).status_code == 401
+
+
+def test_paths_that_do_not_exist_are_not_told_without_a_token(tokens: Path) -> None:
+    assert ask(_app(tokens), "GET", "/nowhere").status_code == 401
+    assert ask(_app(tokens), "GET", "/nowhere", headers=BEARER).status_code == 404
+
+
+def test_a_token_that_asks_too_often_is_told_when_to_come_back(tokens: Path) -> None:
+    app = _app(tokens, rate_per_minute=2, rate_burst=2)
+
+    replies = [ask(app, "POST", "/multsd", json=seed_request(), headers=BEARER) for _ in range(3)]
+
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert 1 <= int(replies[2].headers["Retry-After"]) <= 30
+    assert ask(app, "GET", "/limits", headers=BEARER).status_code == 200
+
+
+def test_no_token_is_logged(tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        ask(_app(tokens), "POST", "/multsd", json=seed_request(), headers=BEARER)
+        ask(_app(tokens), "POST", "/multsd", json=seed_request(), headers={"Authorization": f"Bearer {TOKEN}x"})
+
+    assert "POST /multsd 401" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+def test_pages_of_the_settings_origins_may_call_and_others_not(tokens: Path) -> None:
+    app = _app(tokens, cors_origins=("https://example.org",))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+
+    allowed = ask(app, "OPTIONS", "/multsd", headers=ORIGIN | asked)
+    refused = ask(app, "OPTIONS", "/multsd", headers={"Origin": "https://evil.example"} | asked)
+    reply = ask(app, "POST", "/multsd", json=seed_request(), headers=ORIGIN)
+
+    assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, "https://example.org")
+    assert "Access-Control-Allow-Origin" not in refused.headers
+    assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (401, "https://example.org")
+
+
+def test_without_origins_no_page_may_call() -> None:
+    reply = ask(create_app(settings(), FakePainter()), "POST", "/multsd", json=seed_request(), headers=ORIGIN)
+
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/multsd"), ("GET", "/nowhere"), ("GET", "/healthz")])
+def test_no_reply_can_be_taken_for_a_page(method: str, path: str) -> None:
+    reply = ask(create_app(settings(), FakePainter()), method, path, json=seed_request())
+
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert reply.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert reply.headers["Cache-Control"] == "no-store"
+    assert "server" not in reply.headers
+
+
+def test_a_page_has_no_policy_that_would_keep_it_from_running() -> None:
+    reply = ask(create_app(settings(), FakePainter()), "GET", "/docs")
+
+    assert "Content-Security-Policy" not in reply.headers
+    assert reply.headers["X-Frame-Options"] == "DENY"
