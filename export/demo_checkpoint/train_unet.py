@@ -42,7 +42,7 @@ class UnetPlan:
     much; the rest is at the window itself, or large objects would come out in pieces.
     """
 
-    stages: tuple[Stage, ...] = (Stage(4000, WINDOW // 4, 32), Stage(5000, WINDOW // 2, 32), Stage(5000, WINDOW, 16))
+    stages: tuple[Stage, ...] = (Stage(4000, WINDOW // 4, 32), Stage(4500, WINDOW // 2, 32), Stage(2000, WINDOW, 16))
     seed: int = 0
 
     @property

@@ -83,10 +83,10 @@ def make_requests(count: int = COUNT) -> list[Request]:
     return [make_request(index) for index in range(count)]
 
 
-def make_request(index: int) -> Request:
-    """One request of the list, from random numbers of its own."""
+def make_request(index: int, size: tuple[int, int] | None = None) -> Request:
+    """One request of the list, from random numbers of its own; another size (height, width) makes another request."""
     rng = np.random.default_rng((SEED, index))
-    height, width = SIZES[index % len(SIZES)]
+    height, width = size or SIZES[index % len(SIZES)]
     masks = 1 + (index + index // len(SIZES)) % MOST_MASKS  # every size gets every number
     ground = Ground(str(rng.choice(list(COLOURS))), str(rng.choice(TEXTURES)) if rng.random() < TEXTURED else PLAIN)
     colours = _object_colours(rng, masks, ground)

@@ -78,7 +78,7 @@ def test_the_unet_sees_the_window_itself_in_the_end() -> None:
     assert cells == sorted(cells)
     assert cells[0] == 16
     assert cells[-1] == plan.stage(plan.steps + 1).cells == 64
-    assert cells.count(64) > plan.steps / 4
+    assert cells.count(64) >= 2000
 
 
 def test_a_rows_error_counts_relative_to_the_best_linear_guess() -> None:
@@ -90,7 +90,7 @@ def test_a_rows_error_counts_relative_to_the_best_linear_guess() -> None:
         """The expectation of v given the noisy latents, for latents that are independent normal numbers."""
 
         def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-            signal = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+            signal: torch.Tensor = scheduler.alphas_cumprod[timesteps][:, None, None, None]
             covariance = (signal * (1 - signal)).sqrt() * (1 - std**2)
             return covariance / (signal * std**2 + 1 - signal) * noisy
 
