@@ -194,6 +194,7 @@ def test_the_request_carries_id_model_and_tensors() -> None:
     ],
 )
 def test_a_status_of_the_stream_becomes_an_exception(code: str, kind: type[GatewayError]) -> None:
+    """Fault 14: every failure was HTTP 400 with the exception's text."""
     with pytest.raises(kind):
         _with(FakeTriton(responses=[], code=grpc.StatusCode[code]), _paint)
     assert type(error_of(code, "x")) is kind

@@ -57,6 +57,7 @@ def test_sixteen_bit_grey_counts_from_its_middle() -> None:
 
 
 def test_a_transparent_palette_colour_is_not_masked() -> None:
+    """Fault 11: alpha was ignored, transparent white was a full mask."""
     image = Image.new("P", (2, 1))
     image.putpalette([255, 255, 255, 255, 255, 255])
     image.putpixel((1, 0), 1)
@@ -95,6 +96,7 @@ def test_a_mask_is_stretched_by_the_nearest_pixel() -> None:
 
 
 def test_masks_are_stacked_at_the_canvas_size_with_a_warning_where_proportions_differ() -> None:
+    """Fault 16: a mask of other proportions was stretched without a word."""
     texts = [mask_base64(64, 64), mask_base64(128, 128), mask_base64(100, 64)]
 
     masks, warnings = decode_masks(texts, width=64, height=64, settings=settings())
