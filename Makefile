@@ -6,7 +6,7 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides rehearse clean
+.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway rehearse clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ bench-quality: export ## whether regions hold what their prompts say: 100 reques
 
 bench-strides: export ## what views farther apart cost, and tiles of the VAE: about 10 minutes
 	$(BIN)/python -m tests.benchmarks.strides
+
+bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak; about 15 minutes
+	for part in cpu gpu overload soak; do $(BIN)/python -m tests.benchmarks.load $$part || exit 1; done
+
+bench-gateway: export ## what the gateway adds to a direct call
+	$(BIN)/python -m tests.benchmarks.gateway
 
 bench: export ## where the time of one request goes
 	$(BIN)/python -m tests.benchmarks.bench
