@@ -52,6 +52,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy client gateway export model_repository/multidiffusion/1
 	$(BIN)/mypy tests
+	$(BIN)/mypy docker/triton docker/kubernetes
 
 format: $(STAMP) ## let ruff put the sources in order
 	$(BIN)/ruff check --fix .

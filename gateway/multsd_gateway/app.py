@@ -147,6 +147,8 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if isinstance(used, BalancedPainter):
+            used.start()
         try:
             yield
         finally:

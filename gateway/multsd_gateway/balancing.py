@@ -40,7 +40,7 @@ class BalancedPainter:
         self._probes: list[asyncio.Task[None]] = []
 
     async def paint(self, request: ModelRequest, *, request_id: str, on_progress: OnProgress | None) -> Picture:
-        self._start_probes()
+        self.start()
         tried: list[Endpoint] = []
         answered = False
 
@@ -66,7 +66,7 @@ class BalancedPainter:
                 endpoint.in_flight -= 1
 
     async def missing(self, models: Sequence[str]) -> list[str]:
-        self._start_probes()
+        self.start()
         asking = [asyncio.ensure_future(each.painter.missing(models)) for each in self.endpoints]
         fewest = list(models)
         try:
@@ -81,7 +81,7 @@ class BalancedPainter:
         return fewest
 
     async def describe(self) -> ModelDescription:
-        self._start_probes()
+        self.start()
         return await self._choose([]).painter.describe()
 
     async def close(self) -> None:
@@ -97,8 +97,9 @@ class BalancedPainter:
         chosen.turn = next(self._turns)
         return chosen
 
-    def _start_probes(self) -> None:
-        if not self._probes:  # tasks belong to the loop that serves, which runs only now
+    def start(self) -> None:
+        """Begin to probe, on the event loop that serves."""
+        if not self._probes:
             self._probes = [asyncio.create_task(self._probe(each)) for each in self.endpoints]
 
     async def _probe(self, endpoint: Endpoint) -> None:

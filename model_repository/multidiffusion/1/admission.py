@@ -42,12 +42,25 @@ class Pace:
 class Admission:
     """Admits some requests, lets more wait in order, and refuses any beyond at once. One event loop owns it."""
 
-    def __init__(self, *, running: int, waiting: int, waiting_rows: int, pace: Pace) -> None:
-        """waiting_rows: the cost of all that wait together; a single request may cost more when nobody else waits."""
+    def __init__(
+        self,
+        *,
+        running: int,
+        waiting: int,
+        waiting_rows: int,
+        pace: Pace,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Nobody runs or waits.
+
+        waiting_rows: the cost of all that wait together; a single request may cost more when nobody else waits.
+        on_change: is called whenever somebody comes, is let in, or goes.
+        """
         self._places = running
         self._may_wait = waiting
         self._may_wait_rows = waiting_rows
         self._pace = pace
+        self._on_change = on_change
         self._queue: deque[_Ticket] = deque()
         self.running = 0
         self.waiting_rows = 0
@@ -76,6 +89,7 @@ class Admission:
     async def _enter(self, rows: int, on_position: OnPosition, seconds: float | None) -> None:
         if self.running < self._places and not self._queue:
             self.running += 1
+            self._on_change()
             return
         if self.waiting >= self._may_wait or (self._queue and self.waiting_rows + rows > self._may_wait_rows):
             retry = max(1, round(self._pace.seconds(self.waiting_rows)))
@@ -85,6 +99,7 @@ class Admission:
         ticket = _Ticket(asyncio.get_running_loop().create_future(), on_position)
         self._queue.append(ticket)
         self.waiting_rows += rows
+        self._on_change()
         try:
             on_position(self.waiting - 1)
             async with asyncio.timeout(seconds):
@@ -100,6 +115,7 @@ class Admission:
             raise
         finally:
             self.waiting_rows -= rows
+            self._on_change()
 
     def _admit(self) -> None:
         while self._queue and self.running < self._places:
@@ -107,6 +123,7 @@ class Admission:
             if not ticket.admitted.done():  # done: it gave up, and has not been told so yet
                 ticket.admitted.set_result(None)
                 self.running += 1
+        self._on_change()
         self._tell_positions()
 
     def _tell_positions(self) -> None:

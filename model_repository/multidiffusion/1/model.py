@@ -49,6 +49,11 @@ COUNTERS = {
     "multsd_requests_cancelled_total": "Requests whose client went away",
     "multsd_requests_expired_total": "Requests whose deadline passed or could not be met",
 }
+GAUGES = {
+    "multsd_running_requests": "Requests that are painted",
+    "multsd_waiting_requests": "Requests that wait for a place",
+    "multsd_waiting_rows": "UNet rows, by an upper bound, of the requests that wait",
+}
 LABELLED = {"multsd_unet_calls_total": "UNet calls, by the rows that shared one"}
 
 
@@ -67,8 +72,11 @@ class TritonPythonModel:
             max_batch_size=self.checkpoint.unet_max_batch_size,
             calls=int(config["parameters"]["unet_calls"]["string_value"]),
         )
-        self.families = {name: make_family(name, description) for name, description in (COUNTERS | LABELLED).items()}
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        self.families = {name: make_family(name, COUNTERS | LABELLED, counter) for name in COUNTERS | LABELLED}
+        self.families |= {name: make_family(name, GAUGES, gauge) for name in GAUGES}
         self.counters = {name: self.families[name].Metric(labels={}) for name in COUNTERS}
+        self.gauges = {name: self.families[name].Metric(labels={}) for name in GAUGES}
         self.unet_calls: dict[int, Any] = {}  # counters by rows
         self.pace = Pace()
         self.admission = Admission(
@@ -76,10 +84,16 @@ class TritonPythonModel:
             waiting=self.limits.max_waiting,
             waiting_rows=self.limits.max_waiting_rows,
             pace=self.pace,
+            on_change=self._show_load,
         )
         self.fields = [tensor["name"] for tensor in config["input"]]
         torch.set_num_threads(1)  # the arithmetic here is small; the cores belong to the networks
         make_scheduler(DEFAULT_SAMPLER, self.checkpoint.scheduler_config, 1)  # now, not in the first request
+
+    def _show_load(self) -> None:
+        self.gauges["multsd_running_requests"].set(self.admission.running)
+        self.gauges["multsd_waiting_requests"].set(self.admission.waiting)
+        self.gauges["multsd_waiting_rows"].set(self.admission.waiting_rows)
 
     async def execute(self, requests: list[Any]) -> None:
         """Answer every request. Triton starts the next call while this one awaits."""
@@ -209,9 +223,9 @@ async def call_model(
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # their memory is the response's
 
 
-def make_family(name: str, description: str) -> Any:
-    """A family of counters among Triton's own metrics; it has to outlive them."""
-    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+def make_family(name: str, descriptions: Mapping[str, str], kind: Any) -> Any:
+    """A family of counters or gauges among Triton's own metrics; it has to outlive them."""
+    return pb_utils.MetricFamily(name=name, description=descriptions[name], kind=kind)
 
 
 def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import sys
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -66,11 +69,18 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
 
 
+def program(name: str) -> str | None:
+    """Where a program lies: beside this Python, or on PATH."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
 def check_command(name: str, words: list[str]) -> None:
     """Parse a command line as the project's command does, without running it. Raises what the parser raises."""
     command: Any = typer.main.get_command(COMMANDS[name])
     context = command.make_context(name, list(words))
     if hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]
+        if not rest and command.invoke_without_command:
+            return
         sub_name, sub, sub_words = command.resolve_command(context, rest)
         sub.make_context(sub_name, sub_words, parent=context)

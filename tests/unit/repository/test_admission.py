@@ -185,6 +185,30 @@ def test_a_place_given_to_one_that_gives_up_at_that_moment_is_not_lost() -> None
     asyncio.run(scenario())
 
 
+def test_every_change_is_told() -> None:
+    async def scenario() -> list[tuple[int, int, int]]:
+        seen: list[tuple[int, int, int]] = []
+        admission = Admission(
+            running=1,
+            waiting=1,
+            waiting_rows=100,
+            pace=Pace(),
+            on_change=lambda: seen.append((admission.running, admission.waiting, admission.waiting_rows)),
+        )
+
+        async def visit(rows: int) -> None:
+            async with admission.place(rows, unheard):
+                await asyncio.sleep(0)
+
+        await asyncio.gather(visit(3), visit(4))
+        return seen
+
+    seen = asyncio.run(scenario())
+    assert (1, 0, 0) in seen
+    assert (1, 1, 4) in seen
+    assert seen[-1] == (0, 0, 0)
+
+
 def test_the_pace_follows_what_is_seen() -> None:
     pace = Pace()
     assert pace.seconds(100) == 0

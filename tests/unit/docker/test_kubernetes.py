@@ -1,0 +1,396 @@
+"""The manifests: what they promise about safety, probes, draining and networks, and that names equal the code's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from multsd_gateway.app import PATHS
+from multsd_gateway.settings import Settings
+from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, check_command, documents, last, program, stages
+from tests.unit.docker.kustomize import KUBERNETES, OVERLAYS, Object, build, containers, find, pods
+
+DEPRECATED = {"bases", "commonLabels", "patchesStrategicMerge", "patchesJson6902", "vars", "imageTags"}
+NEWEST, OLDEST = "1.37", "1.27"  # Kubernetes that the manifests are held to
+IMAGES = ("triton", "gateway", "export")
+TRITON, GATEWAY = "multsd-triton", "multsd-gateway"
+
+
+@cache
+def overlay(name: str) -> list[Object]:
+    """The objects of one overlay; not to be changed."""
+    return build(KUBERNETES / "overlays" / name)
+
+
+KEDA = find(overlay("autoscaling"), "ScaledObject", TRITON)["spec"]
+
+each_overlay = pytest.mark.parametrize("name", OVERLAYS)
+
+
+def settings_of(name: str) -> dict[str, str]:
+    """The gateway's environment in one overlay."""
+    data: dict[str, str] = find(overlay(name), "ConfigMap", GATEWAY)["data"]
+    return data
+
+
+def triton_pod(name: str) -> Object:
+    """Triton's pod in one overlay."""
+    return pods(overlay(name))[TRITON]
+
+
+def test_there_are_the_overlays_that_the_documentation_names() -> None:
+    assert {"cpu-demo", "gpu-tensorrt", "autoscaling"} <= set(OVERLAYS)
+    readme = (DOCKER / "README.md").read_text()
+    assert [name for name in OVERLAYS if f"overlays/{name}" not in readme] == []
+
+
+@pytest.mark.parametrize("path", sorted(KUBERNETES.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)
+def test_no_kustomization_uses_a_deprecated_field(path: Path) -> None:
+    (described,) = documents(path)
+    assert not set(described) & DEPRECATED
+    listed = [*described["resources"], *(patch["path"] for patch in described.get("patches", ()))]
+    assert [each for each in listed if not (path.parent / each).exists()] == []
+
+
+@each_overlay
+def test_kubectl_builds_what_this_projects_reader_builds(name: str) -> None:
+    kubectl = program("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    command = [kubectl, "kustomize", str(KUBERNETES / "overlays" / name)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "cannot unmarshal object into Go struct field Kustomization.patches" in ended.stderr:
+        pytest.skip("this kubectl is older than 1.21")
+    assert ended.returncode == 0, ended.stderr
+    assert "deprecated" not in ended.stderr
+    text = re.sub(rf"(name: {GATEWAY})-[a-z0-9]{{10}}$", r"\1", ended.stdout, flags=re.MULTILINE)
+
+    def key(each: Object) -> tuple[str, str]:
+        return each["kind"], each["metadata"]["name"]
+
+    assert sorted(yaml.safe_load_all(text), key=key) == sorted(overlay(name), key=key)
+
+
+@each_overlay
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_object_fits_kubernetes_schemas(name: str, version: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    checked = [each for each in overlay(name) if "keda.sh" not in each["apiVersion"]]  # not Kubernetes' own
+    assert len(checked) >= 10
+    for each in checked:
+        kubernetes_validate.validate(each, version, strict=True)
+    wrong = {**find(checked, "StatefulSet", TRITON), "specification": {}}
+    with pytest.raises(Exception, match="specification"):
+        kubernetes_validate.validate(wrong, version, strict=True)
+
+
+@each_overlay
+def test_every_pod_is_restricted(name: str) -> None:
+    described = pods(overlay(name))
+    assert set(described) == {TRITON, GATEWAY}
+    for pod in described.values():
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "a Service's variables would begin as the settings do"
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 1000
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+        for container in containers(pod):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in container["resources"]["limits"]
+            assert "cpu" in container["resources"]["requests"]
+    labels = find(overlay(name), "Namespace", "multsd")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@each_overlay
+def test_every_mounted_volume_exists_and_every_volume_is_mounted(name: str) -> None:
+    for pod in pods(overlay(name)).values():
+        mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+    claims = {
+        v["persistentVolumeClaim"]["claimName"] for v in triton_pod(name)["volumes"] if "persistentVolumeClaim" in v
+    }
+    assert claims == {each["metadata"]["name"] for each in overlay(name) if each["kind"] == "PersistentVolumeClaim"}
+
+
+@each_overlay
+def test_images_are_those_that_are_built(name: str) -> None:
+    version = PYPROJECT["project"]["version"]
+    (export_targets,) = ({stage[0].value.split()[-1] for stage in stages(DOCKER / "export.Dockerfile")},)
+    tags = {f"multsd-{image}:{version}" for image in IMAGES if image != "export"}
+    tags |= {f"multsd-export:{version}-{target}" for target in export_targets}
+    used = {container["image"] for pod in pods(overlay(name)).values() for container in containers(pod)}
+    assert used <= tags
+    assert all((DOCKER / f"{image}.Dockerfile").is_file() for image in IMAGES)
+
+
+@each_overlay
+def test_every_variable_of_the_gateway_is_a_setting_and_a_value_it_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = settings_of(name)
+    assert set(environment) <= SETTINGS
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings()
+    assert settings.triton_metrics_url == ""
+    (container,) = pods(overlay(name))[GATEWAY]["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": GATEWAY}}]
+    assert settings.token_file is not None
+    assert "env" not in container
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounts["tokens"] == {"name": "tokens", "mountPath": str(settings.token_file.parent), "readOnly": True}
+
+
+@each_overlay
+def test_the_gateway_knows_every_triton_that_there_may_be(name: str) -> None:
+    objects = overlay(name)
+    triton = find(objects, "StatefulSet", TRITON)
+    scalers = [each["spec"] for each in objects if each["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")]
+    most = triton["spec"].get("replicas")
+    if scalers:
+        assert most is None, "an apply would set the autoscaler's number back"
+        most = scalers[0].get("maxReplicaCount") or scalers[0].get("maxReplicas")
+        assert scalers[0]["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": TRITON}
+    service = find(objects, "Service", triton["spec"]["serviceName"])
+    (port,) = (each["port"] for each in service["spec"]["ports"] if each["name"] == "grpc")
+    expected = [f"{TRITON}-{number}.{service['metadata']['name']}:{port}" for number in range(most)]
+    assert settings_of(name)["MULTSD_TRITON_URL"].split(",") == expected
+
+
+@each_overlay
+def test_the_service_of_triton_is_headless_and_names_pods_before_they_are_ready(name: str) -> None:
+    service = find(overlay(name), "Service", TRITON)["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
+
+
+@each_overlay
+def test_requests_wait_in_triton_where_their_rows_are_counted(name: str) -> None:
+    objects = overlay(name)
+    config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
+    running = int(re.search(r'"max_running" value \{ string_value: "(\d+)"', config)[1])  # type: ignore[index]
+    gateways = find(objects, "Deployment", GATEWAY)["spec"]["replicas"]
+    tritons = len(settings_of(name)["MULTSD_TRITON_URL"].split(","))
+    assert gateways * int(settings_of(name)["MULTSD_MAX_RUNNING"]) > tritons * running
+
+
+@each_overlay
+def test_the_gateways_memory_holds_all_requests_that_it_may_run(name: str) -> None:
+    most = int(settings_of(name)["MULTSD_MAX_RUNNING"]) * Settings().max_mask_pixels + Settings().max_uploaded_bytes
+    (container,) = pods(overlay(name))[GATEWAY]["containers"]
+    assert most < int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
+
+
+@each_overlay
+def test_pods_drain_longer_than_the_longest_request(name: str) -> None:
+    request = float(settings_of(name)["MULTSD_REQUEST_SECONDS"])
+    grace = float(settings_of(name)["MULTSD_GRACE_SECONDS"])
+    gateway = pods(overlay(name))[GATEWAY]
+    before = float(gateway["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert request < grace
+    assert before + grace < gateway["terminationGracePeriodSeconds"]
+    exit_seconds = float(triton_flag(name, "--exit-timeout-secs"))
+    assert request < exit_seconds < triton_pod(name)["terminationGracePeriodSeconds"]
+
+
+def triton_flag(name: str, flag: str) -> str:
+    """The value of one of Triton's flags in an overlay."""
+    (value,) = (word.partition("=")[2] for word in triton_pod(name)["containers"][0]["args"] if word.startswith(flag))
+    return str(value)
+
+
+@each_overlay
+def test_triton_starts_as_in_the_image_and_with_flags_that_exist(name: str, triton_help: str) -> None:
+    words = triton_pod(name)["containers"][0]["args"]
+    command = last(stages(DOCKER / "triton.Dockerfile")[0], "CMD")
+    assert command is not None
+    own = [word for word in command.words() if not word.startswith("--model-repository")]
+    assert set(own) <= set(words), "what the image sets for everybody"
+    for word in words[1:]:
+        flag = word.partition("=")[0]
+        assert flag == "--grpc-max-response-pool-size" or f"  {flag} <" in triton_help, flag
+    assert "command" not in triton_pod(name)["containers"][0], "the image's entry point checks the driver"
+
+
+@each_overlay
+def test_nobody_changes_triton_while_it_runs(name: str) -> None:
+    protocols, _, key = triton_flag(name, "--grpc-restricted-protocol").partition(":")
+    assert {"shared-memory", "model-repository", "trace", "logging"} <= set(protocols.split(","))
+    assert not {"inference", "health", "metadata", "model-config"} & set(protocols.split(",")), "the gateway's own"
+    variable = re.fullmatch(r"administration=\$\((\w+)\)", key)
+    assert variable is not None
+    names = {each["name"]: each for each in triton_pod(name)["containers"][0]["env"]}
+    assert names[variable[1]]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.uid"}}
+
+
+@each_overlay
+def test_probes_tell_loading_from_broken(name: str) -> None:
+    (container,) = triton_pod(name)["containers"]
+    probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
+    asked = {kind: probe["exec"]["command"] for kind, probe in probes.items()}
+    script = ["python3", "/opt/multsd/probe.py"]
+    assert asked == {"startup": [*script, "start"], "readiness": [*script, "ready"], "liveness": [*script, "live"]}
+    assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 600, "engines take their time"
+    assert all(probe["timeoutSeconds"] > 3 for probe in probes.values()), "than the script's own"
+    assert triton_flag(name, "--exit-on-error") == "true"
+
+
+@each_overlay
+def test_the_gateways_probes_ask_paths_that_are_served_and_need_no_token(name: str) -> None:
+    (container,) = pods(overlay(name))[GATEWAY]["containers"]
+    for kind in ("startup", "readiness", "liveness"):
+        asked = container[f"{kind}Probe"]["httpGet"]
+        assert asked["path"] in PATHS
+        assert asked["path"] in Settings().open_paths
+        assert asked["port"] == "http"
+    assert container["ports"] == [{"name": "http", "containerPort": Settings().port}]
+
+
+@each_overlay
+def test_ports_of_services_and_policies_are_ports_of_containers(name: str) -> None:
+    ports = {
+        workload: {port["name"] for container in pod["containers"] for port in container["ports"]}
+        for workload, pod in pods(overlay(name)).items()
+    }
+    for each in overlay(name):
+        if each["kind"] == "Service":
+            assert {port["targetPort"] for port in each["spec"]["ports"]} <= ports[each["metadata"]["name"]]
+        if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] in ports:
+            used = {port["port"] for rule in each["spec"]["ingress"] for port in rule["ports"]}
+            assert used <= ports[each["metadata"]["name"]]
+    (grpc,) = (port for port in triton_pod(name)["containers"][0]["ports"] if port["name"] == "grpc")
+    outgoing = find(overlay(name), "NetworkPolicy", GATEWAY)["spec"]["egress"][0]
+    assert outgoing["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": TRITON}}}]
+    assert [port["port"] for port in outgoing["ports"]] == [grpc["containerPort"]]
+
+
+@each_overlay
+def test_only_the_gateway_reaches_triton_and_prometheus_its_metrics(name: str) -> None:
+    objects = overlay(name)
+    everything = find(objects, "NetworkPolicy", "nothing")["spec"]
+    assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    triton = find(objects, "NetworkPolicy", TRITON)["spec"]
+    first, second = triton["ingress"]
+    assert first["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}}]
+    assert [port["port"] for port in first["ports"]] == ["grpc"]
+    assert [port["port"] for port in second["ports"]] == ["metrics"]
+    (address,) = {trigger["metadata"]["serverAddress"] for trigger in KEDA["triggers"]}
+    namespace = address.removeprefix("http://").split(".")[1]
+    (source,) = second["from"]
+    assert source["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    assert source["podSelector"]["matchLabels"], "and there Prometheus alone"
+    assert "egress" not in triton
+    others = [
+        each
+        for each in objects
+        if each["kind"] == "NetworkPolicy"
+        and each["spec"]["podSelector"] == triton["podSelector"]
+        and "ingress" in each["spec"]
+    ]
+    assert len(others) == 1, "policies add up"
+
+
+@each_overlay
+def test_the_gateway_is_spread_and_stays_there(name: str) -> None:
+    objects = overlay(name)
+    deployment = find(objects, "Deployment", GATEWAY)["spec"]
+    assert deployment["replicas"] >= 2
+    keys = {each["topologyKey"] for each in deployment["template"]["spec"]["topologySpreadConstraints"]}
+    assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    for workload in (TRITON, GATEWAY):
+        budget = find(objects, "PodDisruptionBudget", workload)["spec"]
+        assert budget["maxUnavailable"] == 1
+        assert budget["selector"] == {"matchLabels": {"app.kubernetes.io/name": workload}}
+
+
+@each_overlay
+def test_every_selector_finds_its_pods(name: str) -> None:
+    objects = overlay(name)
+    workloads = [each["spec"] for each in objects if "template" in each.get("spec", {})]
+    labels = [each["template"]["metadata"]["labels"] for each in workloads]
+    assert all(
+        each["selector"]["matchLabels"].items() <= own.items() for each, own in zip(workloads, labels, strict=True)
+    )
+    for each in objects:
+        selector: Any = each.get("spec", {}).get("selector") if each["kind"] == "Service" else None
+        if selector:
+            assert any(selector.items() <= own.items() for own in labels)
+
+
+@each_overlay
+def test_triton_has_shared_memory_within_its_limit(name: str) -> None:
+    pod = triton_pod(name)
+    (volume,) = (each["emptyDir"] for each in pod["volumes"] if each["name"] == "shared-memory")
+    assert volume["medium"] == "Memory"
+    size = int(volume["sizeLimit"].removesuffix("Gi"))
+    assert 1 <= size < int(pod["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi"))
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["shared-memory"] == "/dev/shm"  # noqa: S108 - in the container
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "gpu-object-storage"])
+def test_an_init_container_composes_what_triton_serves(name: str) -> None:
+    (export,) = triton_pod(name)["initContainers"]
+    words = dict(word.removeprefix("--").split("=", 1) for word in export["args"])
+    assert words["output"] == triton_flag(name, "--model-repository")
+    assert words["work-dir"].rpartition("/")[0] == words["output"].rpartition("/")[0], "one lock for one repository"
+    check_command("multsd-export", export["args"])
+
+
+GPU = [name for name in OVERLAYS if name != "cpu-demo"]
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_tritons_run_on_gpu_nodes_of_one_kind_with_a_cache_of_its_own(name: str) -> None:
+    pod = triton_pod(name)
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    (rule,) = term["matchExpressions"]
+    assert (rule["key"], rule["operator"]) == ("nvidia.com/gpu.product", "In")
+    (kind,) = rule["values"]
+    for container in containers(pod):
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        assert variables.get("GPU_KIND", kind) == kind
+    assert f"/{kind}/" in triton_flag(name, "--model-repository").replace("$(GPU_KIND)", kind)
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_every_variable_in_arguments_is_defined_before(name: str) -> None:
+    for container in containers(triton_pod(name)):
+        names = [each["name"] for each in container["env"]]
+        assert len(set(names)) == len(names)
+        used = {found for word in container["args"] for found in re.findall(r"\$\((\w+)\)", word)}
+        assert used <= set(names)
+        values = {each["name"]: each.get("value") for each in container["env"]}
+        assert all(values[each] for each in used - {"ADMINISTRATION_KEY"})
+
+
+def test_the_engines_of_all_replicas_are_shared() -> None:
+    (models,) = (
+        each["spec"]
+        for each in overlay("gpu-tensorrt")
+        if each["kind"] == "PersistentVolumeClaim" and each["metadata"]["name"] == "multsd-models"
+    )
+    assert models["accessModes"] == ["ReadWriteMany"]
+
+
+def test_no_manifest_holds_a_secret() -> None:
+    assert not any(each["kind"] == "Secret" for name in OVERLAYS for each in overlay(name))
+
+
+def test_no_manifest_names_the_wheels_triton() -> None:
+    assert [path for path in DOCKER.rglob("*.yaml") if "pytriton" in path.read_text()] == []
