@@ -77,7 +77,7 @@ def network_artefact(
     """
     key = _network_key(network, checkpoint, effort)
     folder = work_dir / _folder_name(network)
-    artefact = _kept(folder, key) or _make_network(network, key, folder, progress, effort)
+    artefact = kept(folder, key) or _make_network(network, key, folder, progress, effort)
     check_graph(artefact.folder / MODEL_FILE, contract)
     progress(1)
     return artefact
@@ -90,12 +90,12 @@ def palette_artefact(
     folder = work_dir / "palette"
     scale = (checkpoint.window, checkpoint.vae_scale_factor, checkpoint.scaling_factor)
     key = value_digest([vae_encoder.key, scale, colours, SEED, _source_digest("palette.py")])
-    artefact = _kept(folder, key)
+    artefact = kept(folder, key)
     if artefact is None:
         with replacing_folder(folder) as partial:
             write_palette(vae_encoder.folder / MODEL_FILE, checkpoint, partial / PALETTE_FILE, progress, colours)
-            _write_stamp(partial, key, {"colours": colours})
-        artefact = _read_stamp(folder)
+            write_stamp(partial, key, {"colours": colours})
+        artefact = read_stamp(folder)
     progress(1)
     return artefact
 
@@ -115,8 +115,8 @@ def _make_network(network: Network, key: str, folder: Path, progress: Progress, 
             compared = islice(batches, effort.batches)
             parity = asdict(measure_parity(network, module.float(), partial / MODEL_FILE, compared))
         facts = {"parameters": parameters, "precision": network.precision, "parity": parity, "audit": asdict(audit)}
-        _write_stamp(partial, key, facts)
-    return _read_stamp(folder)
+        write_stamp(partial, key, facts)
+    return read_stamp(folder)
 
 
 def _folder_name(network: Network) -> str:
@@ -148,17 +148,20 @@ def _source_digest(name: str) -> str:
     return file_digest(PACKAGE_FOLDER / name)
 
 
-def _kept(folder: Path, key: str) -> Artefact | None:
+def kept(folder: Path, key: str) -> Artefact | None:
+    """The artefact of a folder, None where it is not whole or was made from something else."""
     if not (folder / STAMP_FILE).is_file():
         return None
-    artefact = _read_stamp(folder)
+    artefact = read_stamp(folder)
     return artefact if artefact.key == key and files_intact(folder, artefact.files) else None
 
 
-def _read_stamp(folder: Path) -> Artefact:
+def read_stamp(folder: Path) -> Artefact:
+    """The artefact of a folder that has its stamp."""
     stamp = json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))
     return Artefact(folder, stamp["key"], stamp["files"], stamp["facts"])
 
 
-def _write_stamp(folder: Path, key: str, facts: Mapping[str, Any]) -> None:
+def write_stamp(folder: Path, key: str, facts: Mapping[str, Any]) -> None:
+    """Record what a folder's files were made from, and their digests."""
     write_json(folder / STAMP_FILE, {"key": key, "facts": facts, "files": folder_digests(folder)})

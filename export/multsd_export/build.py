@@ -1,15 +1,20 @@
 """Make what is missing and compose the repository; the part of an export that needs torch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multsd_export.artefacts import FULL_EFFORT, Artefact, Effort, network_artefact, palette_artefact
+from multsd_export.artefacts import FULL_EFFORT, Artefact, Effort, Progress, network_artefact, palette_artefact
 from multsd_export.checkpoint import Checkpoint
-from multsd_export.compose import ORCHESTRATOR, VAE_TILE, Parts, compose, read_contracts
+from multsd_export.compose import ORCHESTRATOR, VAE_TILE, Engine, Parts, compose, read_contracts
 from multsd_export.contract import ModelConfig, family_contract, graph_tensors
 from multsd_export.digests import folder_digests
+from multsd_export.engines.artefact import engine_artefact
+from multsd_export.engines.machine import Machine
+from multsd_export.engines.settings import EngineSettings
+from multsd_export.engines.shapes import Sides, shape_ranges
 from multsd_export.families import FAMILY_MODELS
 from multsd_export.folders import replacing_folder
 from multsd_export.json_files import write_json
@@ -20,6 +25,14 @@ from multsd_export.parity import RELATIVE_LIMITS
 from multsd_export.profiles import Precision, Profile
 
 StageProgress = Callable[[str, float], None]  # told the stage and the share of it that is done
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Where and how engines are built."""
+
+    machine: Machine
+    settings: EngineSettings
 
 
 def build(
@@ -33,8 +46,12 @@ def build(
     inputs: Mapping[str, Any],
     progress: StageProgress,
     effort: Effort = FULL_EFFORT,
+    engine_plan: EnginePlan | None = None,
 ) -> None:
     """Export, encode and compose; the manifest is written last and appears together with everything else.
+
+    Args:
+        engine_plan: of a profile that runs engines.
 
     Raises:
         ExportError: the output is as it was before.
@@ -50,11 +67,43 @@ def build(
     palette = palette_artefact(
         artefacts["vae_encoder"], checkpoint, work_dir, partial(progress, "palette"), effort.colours
     )
-    parts = Parts(repository, profile, checkpoint, artefacts, palette)
+    engines = {}
+    if engine_plan:
+        engines = {
+            network.name: build_engine_of(
+                network,
+                artefacts[network.name],
+                checkpoint,
+                contracts[network.name].max_batch_size,
+                engine_plan,
+                partial(progress, f"{network.name} engine"),
+            )
+            for network in networks
+        }
+    parts = Parts(repository, profile, checkpoint, artefacts, palette, engines)
     with replacing_folder(output) as target:
         compose(parts, contracts, target)
         write_json(target / MANIFEST_FILE, manifest(parts, contracts["unet"].max_batch_size, target, inputs))
     progress("compose", 1)
+
+
+def build_engine_of(
+    network: Network,
+    artefact: Artefact,
+    checkpoint: Checkpoint,
+    max_batch_size: int,
+    plan: EnginePlan,
+    progress: Progress,
+) -> Engine:
+    """The engine of a network's ONNX file, for every shape that the orchestrator asks of it.
+
+    Raises:
+        EngineError: TensorRT builds none.
+    """
+    sides = Sides(window=checkpoint.window, tile=VAE_TILE, cell=checkpoint.vae_scale_factor)
+    inputs = graph_tensors(artefact.folder / MODEL_FILE)["inputs"]
+    ranges = shape_ranges(network, inputs, max_batch_size=max_batch_size, sides=sides)
+    return Engine(engine_artefact(artefact, ranges, plan.settings, plan.machine, progress), ranges)
 
 
 def read_family_contracts(repository: Path, networks: Sequence[Network]) -> dict[str, ModelConfig]:
@@ -105,6 +154,7 @@ def manifest(parts: Parts, unet_max_batch_size: int, target: Path, inputs: Mappi
             }
             for name, artefact in parts.networks.items()
         },
+        "engines": {name: dict(engine.artefact.facts) for name, engine in parts.engines.items()},
         "inputs": dict(inputs),
         "files": folder_digests(target),
     }

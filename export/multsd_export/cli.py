@@ -1,12 +1,13 @@
-"""The `multsd-export` command.
+"""The `multsd-export` command: without a command it exports; `verify` and `check-engines` look at what was exported.
 
-Exit codes: 0 done or up to date; 1 the export was refused, with one sentence that says why; 2 wrong usage; 130
-interrupted.
+Exit codes: 0 done or up to date; 1 refused, with one sentence that says why, or verification failed; 2 wrong usage;
+130 interrupted.
 """
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +15,27 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from multsd_export.errors import ExportError
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.engines.machine import this_machine
+from multsd_export.engines.record import check_engines, checkpoint_argument
+from multsd_export.engines.settings import EngineSettings
+from multsd_export.errors import EngineError, ExportError
+from multsd_export.json_files import write_json
 from multsd_export.lora import read_lora
-from multsd_export.manifest import read_manifest
+from multsd_export.manifest import composed_manifest, read_manifest
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import PROFILES, Precision, ProfileName
 from multsd_export.sources import resolve_source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", help="FILE.safetensors[:SCALE], fused into the weights; may be repeated.")
+]
+WorkDir = Annotated[Path, typer.Option(help="Keeps ONNX files and engines for the next export.")]
+Composed = Annotated[Path, typer.Argument(metavar="REPOSITORY", help="A composed repository.")]
+CHECKPOINT = "Checkpoint folder in diffusers layout, or a hub repository owner/name@commit."
 
 
 class ProgressBars:
@@ -37,47 +51,116 @@ class ProgressBars:
         self.bars.update(self.tasks[stage], completed=share)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
-    checkpoint: Annotated[
-        str, typer.Option(help="Checkpoint folder in diffusers layout, or a hub repository owner/name@commit.")
-    ],
+    context: typer.Context,
+    checkpoint: Annotated[str | None, typer.Option(help=f"{CHECKPOINT} Required for an export.")] = None,
     output: Annotated[Path, typer.Option(help="The composed repository.")] = Path("build/model_repository"),
     profile: Annotated[ProfileName, typer.Option(help="What the networks run in.")] = ProfileName.CPU,
     repository: Annotated[Path, typer.Option(help="The committed contracts and code.")] = Path("model_repository"),
-    work_dir: Annotated[Path, typer.Option(help="Keeps ONNX files for the next export.")] = Path("build/onnx"),
-    lora: Annotated[
-        list[str] | None, typer.Option(help="FILE.safetensors[:SCALE], fused into the weights; may be repeated.")
-    ] = None,
+    work_dir: WorkDir = Path("build/onnx"),
+    lora: Loras = None,
     precision: Annotated[Precision | None, typer.Option(help="Of the graphs; left out, the profile's.")] = None,
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="Of engines: 0 builds fastest, 5 searches longest for fast kernels.")
+    ] = EngineSettings.optimization_level,
+    workspace_mib: Annotated[
+        int | None, typer.Option(min=1, help="The most GPU memory that an engine's kernel may use beside its tensors.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compose again even when nothing changed.")] = False,
 ) -> None:
     """Export a checkpoint and compose a model repository that Triton can load."""
-    console = Console(stderr=True)
+    if context.invoked_subcommand:
+        return
+    if checkpoint is None:
+        raise typer.BadParameter("an export needs a checkpoint", param_hint="--checkpoint")
     started = time.monotonic()
-    try:
+    with _refusals():
         source = resolve_source(checkpoint, work_dir / "sources")
-        # Read by transformers and diffusers when they are imported.
-        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        _stay_offline()
         loras = tuple(read_lora(text) for text in lora or ())
-        options = Options(source.path, output, repository, work_dir, PROFILES[profile], force, precision, source, loras)
-        with _bars(console) as bars:
+        engines = EngineSettings(optimization_level, workspace_mib)
+        options = Options(
+            source.path, output, repository, work_dir, PROFILES[profile], force, precision, source, loras, engines
+        )
+        with _bars() as bars:
             changed = export(options, ProgressBars(bars))
-    except (ExportError, OSError) as error:
-        console.print(f"multsd-export: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     state = "written" if changed else "up to date"
     console.print(f"{output}: {state} ({time.monotonic() - started:.1f} s)", highlight=False, soft_wrap=True)
     manifest = read_manifest(output)
     if changed and manifest is not None:
-        _print_parity(console, manifest)
+        _print_parity(manifest)
 
 
-def _bars(console: Console) -> Progress:
+@app.command("check-engines")
+def check(repository: Composed) -> None:
+    """Refuse a repository whose engines were built for another TensorRT version or another kind of GPU."""
+    with _refusals():
+        manifest = composed_manifest(repository)
+        if not manifest["engines"]:
+            raise EngineError(f"{repository}: the profile is {manifest['profile']}, which has no engines.")
+        machine = this_machine()
+        check_engines(manifest, machine, repository, checkpoint_argument(manifest))
+    console.print(
+        f"{repository}: {len(manifest['engines'])} engines belong to this machine (TensorRT {machine.tensorrt}, "
+        f"{machine.gpu}, compute capability {machine.compute_capability})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("verify")
+def verify_repository(
+    repository: Composed,
+    checkpoint: Annotated[str, typer.Option(help=f"{CHECKPOINT} What the repository was made from.")],
+    url: Annotated[str, typer.Option(help="host:port of the gRPC endpoint of the Triton that serves it.")] = (
+        "localhost:8001"
+    ),
+    steps: Annotated[int, typer.Option(min=3, help="Of the picture that is compared.")] = 10,
+    report: Annotated[Path | None, typer.Option(help="Where the report goes as JSON.")] = None,
+    lora: Loras = None,
+    work_dir: WorkDir = Path("build/onnx"),
+) -> None:
+    """Hold a served repository to torch, network by network and in one picture; run it where the server is idle."""
+    with _refusals():
+        source = resolve_source(checkpoint, work_dir / "sources")
+        _stay_offline()
+        if report:
+            report.parent.mkdir(parents=True, exist_ok=True)  # now, not after everything was compared
+        read = read_checkpoint(source.path, source, tuple(read_lora(text) for text in lora or ()))
+        from multsd_export.verify.run import Verification, verify  # torch takes seconds to import
+
+        with _bars() as bars:
+            found = verify(Verification(repository, read, url, steps), ProgressBars(bars))
+        if report:
+            write_json(report, found.as_json())
+    for table in found.tables():
+        Console().print(table)
+    typer.echo(found.verdict())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Every refusal is one sentence and exit code 1."""
+    try:
+        yield
+    except (ExportError, OSError) as error:
+        console.print(f"multsd-export: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _stay_offline() -> None:
+    """Read by transformers and diffusers when they are imported."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def _bars() -> Progress:
     return Progress(TextColumn("{task.description:<14}"), BarColumn(), TimeElapsedColumn(), console=console)
 
 
-def _print_parity(console: Console, manifest: Mapping[str, Any]) -> None:
+def _print_parity(manifest: Mapping[str, Any]) -> None:
     for name, facts in manifest["parity"]["networks"].items():
         dependent = "; a row's last bits depend on its batch" if facts["rows_independent"] is False else ""
         console.print(f"  {name}: {facts['relative_error']:.1e} from torch{dependent}", highlight=False)

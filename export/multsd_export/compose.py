@@ -5,15 +5,25 @@ Every model's folder is complete in itself, since object-store repositories are 
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from multsd_export.artefacts import Artefact
 from multsd_export.checkpoint import Checkpoint, TextEncoderFacts
-from multsd_export.contract import ModelConfig, merge_config, parse_config, read_config, write_config
+from multsd_export.contract import (
+    ModelConfig,
+    graph_tensors,
+    merge_config,
+    parse_config,
+    read_config,
+    write_config,
+)
+from multsd_export.engines.serving import engine_config
+from multsd_export.engines.shapes import ShapeRange
 from multsd_export.errors import RepositoryError
 from multsd_export.json_files import write_json
+from multsd_export.onnx_export import MODEL_FILE
 from multsd_export.palette import PALETTE_FILE
 from multsd_export.profiles import Profile
 from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
@@ -26,14 +36,23 @@ VAE_TILE = 128  # latent cells, 1024 pixels: the longest side decoded at once, f
 
 
 @dataclass(frozen=True)
+class Engine:
+    """A network's engine and what it was built for."""
+
+    artefact: Artefact
+    ranges: Mapping[str, ShapeRange]
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a composition puts together."""
 
     repository: Path  # the committed sources
     profile: Profile
     checkpoint: Checkpoint
-    networks: Mapping[str, Artefact]
+    networks: Mapping[str, Artefact]  # ONNX files
     palette: Artefact
+    engines: Mapping[str, Engine] = field(default_factory=dict)  # served instead, where the profile runs engines
 
 
 def read_contracts(repository: Path, required: set[str]) -> dict[str, ModelConfig]:
@@ -55,6 +74,9 @@ def compose(parts: Parts, contracts: Mapping[str, ModelConfig], target: Path) ->
         name: merge_config(contract, parse_config(parts.profile.settings(name))) for name, contract in contracts.items()
     }
     _describe(merged[ORCHESTRATOR], parts.checkpoint)
+    for name, engine in parts.engines.items():
+        tensors = graph_tensors(parts.networks[name].folder / MODEL_FILE)
+        merged[name] = engine_config(merged[name], tensors, engine.ranges)
     for name, config in merged.items():
         _write_model(parts, config, target / name)
     checkpoint_folder = target / ORCHESTRATOR / VERSION / CHECKPOINT_FOLDER
@@ -86,10 +108,12 @@ def _write_model(parts: Parts, config: ModelConfig, target: Path) -> None:
     source = parts.repository / config.name / VERSION
     if source.is_dir():
         shutil.copytree(source, version, ignore=shutil.ignore_patterns("__pycache__", ".*"), dirs_exist_ok=True)
-    artefact = parts.networks.get(config.name)
-    if artefact is not None:
-        shutil.copyfile(parts.profile.runner, version / "model.py")
-        _copy_artefact(artefact, version)
+    if config.name in parts.engines:
+        _copy_artefact(parts.engines[config.name].artefact, version)
+    elif config.name in parts.networks:
+        _copy_artefact(parts.networks[config.name], version)
+        if parts.profile.runner:
+            shutil.copyfile(parts.profile.runner, version / "model.py")
 
 
 def _copy_artefact(artefact: Artefact, target: Path) -> None:

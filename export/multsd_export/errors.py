@@ -23,3 +23,11 @@ class ParityError(ExportError):
 
 class AuditError(ExportError):
     """TensorRT would not take an exported graph."""
+
+
+class EngineError(ExportError):
+    """TensorRT is not there or builds nothing, or an engine belongs to another machine."""
+
+
+class ServerError(ExportError):
+    """Triton cannot be reached, or does not answer a request."""

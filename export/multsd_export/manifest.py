@@ -8,10 +8,11 @@ from typing import Any
 
 from multsd_export.checkpoint import Checkpoint
 from multsd_export.digests import file_digest, folder_digests, value_digest
+from multsd_export.errors import RepositoryError
 from multsd_export.profiles import Precision, Profile
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # of the manifest; 2 has engines
 PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "peft", "tokenizers", "torch", "transformers")
 PACKAGE_FOLDER = Path(__file__).parent
 
@@ -48,6 +49,21 @@ def read_manifest(output: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    return manifest
+
+
+def composed_manifest(output: Path) -> dict[str, Any]:
+    """The manifest of a composed repository.
+
+    Raises:
+        RepositoryError: there is none, or one of another format.
+    """
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise RepositoryError(f"{output}: expected a composed repository with {MANIFEST_FILE}, found none.")
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format")
+        raise RepositoryError(f"{output}: the manifest's format is {found}, expected {FORMAT}; compose it again.")
     return manifest
 
 

@@ -3,10 +3,12 @@
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from multsd_export.checkpoint import read_checkpoint
+from multsd_export.engines.machine import this_machine
+from multsd_export.engines.settings import EngineSettings
 from multsd_export.errors import RepositoryError
 from multsd_export.lora import Lora
 from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current
@@ -27,6 +29,7 @@ class Options:
     precision: Precision | None = None  # left out: the profile's
     source: Source | None = None  # where the checkpoint was taken from; left out, the folder tells
     loras: tuple[Lora, ...] = ()
+    engines: EngineSettings = field(default_factory=EngineSettings)  # where the profile runs engines
 
 
 def export(options: Options, progress: Callable[[str, float], None]) -> bool:
@@ -38,11 +41,14 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     checkpoint = read_checkpoint(options.checkpoint, options.source, options.loras)
     precision = options.precision or options.profile.precision
     inputs = export_inputs(checkpoint, options.repository, options.profile, precision)
+    machine = this_machine() if options.profile.engines else None  # before anything is made
+    if machine:
+        inputs |= {"machine": asdict(machine), "engines": asdict(options.engines)}
     _check_output(options.output)
     with _locked(options.work_dir):
         if not options.force and is_current(options.output, inputs):
             return False
-        from multsd_export.build import build  # torch takes seconds to import
+        from multsd_export.build import EnginePlan, build  # torch takes seconds to import
 
         build(
             checkpoint,
@@ -53,6 +59,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
             work_dir=options.work_dir,
             inputs=inputs,
             progress=progress,
+            engine_plan=EnginePlan(machine, options.engines) if machine else None,
         )
     return True
 

@@ -19,6 +19,7 @@ class ProfileName(StrEnum):
     """The names of the profiles."""
 
     CPU = "cpu"
+    TENSORRT = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,21 @@ class Profile:
     precision: Precision  # of its graphs, unless an export asks for another
     models: Mapping[str, str]  # model of the repository -> its settings
     other_models: str  # settings of every model that is not named
-    runner: Path  # copied as `1/model.py` of every network
+    runner: Path | None  # copied as `1/model.py` of every network; None: Triton's own backend runs engines
+
+    @property
+    def engines(self) -> bool:
+        """Whether the networks are TensorRT engines."""
+        return self.runner is None
 
     def settings(self, model: str) -> str:
         """The settings of one model of the repository."""
         return self.models.get(model, self.other_models)
+
+
+# Each instance serves one blocking request after the other; the work is done elsewhere.
+UNARY = "instance_group { kind: KIND_CPU count: 4 }"
+OTHER_MODELS = "instance_group { kind: KIND_CPU count: 1 }"
 
 
 def _onnxruntime(*, release_memory: bool) -> str:
@@ -56,11 +67,58 @@ CPU = Profile(
         "unet": _onnxruntime(release_memory=False),
         "vae_decoder": _onnxruntime(release_memory=True),
         "vae_encoder": _onnxruntime(release_memory=True),
-        # Each instance serves one blocking request after the other; the work is done elsewhere.
-        "multidiffusion_unary": "instance_group { kind: KIND_CPU count: 4 }",
+        "multidiffusion_unary": UNARY,
     },
-    other_models="instance_group { kind: KIND_CPU count: 1 }",
+    other_models=OTHER_MODELS,
     runner=RUNNERS / "onnxruntime_runner.py",
 )
 
-PROFILES = {profile.name: profile for profile in (CPU,)}
+
+def _tensorrt(*, max_queue_size: int, preferred_batch_size: int | None = None) -> str:
+    """A network's engine on the first GPU, by optimisation profile 0, the only one that it is built with.
+
+    Without a GPU named Triton makes an instance on every one: more than `unet_calls`, and GPUs of another kind.
+
+    preferred_batch_size: the one that its kernels are chosen for. There is no queue delay: whatever waits when the
+    engine comes free goes out together.
+    """
+    preferred = f"preferred_batch_size: {preferred_batch_size}" if preferred_batch_size else ""
+    # CUDA graphs stay off: with them Triton has returned a previous request's result (triton-inference-server/server
+    # issue 8550), and they are captured at the profile's best shape only, which a VAE's pictures seldom have.
+    # Requests beyond the queue, or a minute in it, get UNAVAILABLE: the orchestrator bounds its own, so these are of
+    # clients that call a network directly, or a GPU that hangs.
+    return f"""
+        backend: "tensorrt"
+        platform: "tensorrt_plan"
+        default_model_filename: "model.plan"
+        instance_group {{ kind: KIND_GPU count: 1 gpus: 0 profile: "0" }}
+        dynamic_batching {{
+          {preferred}
+          max_queue_delay_microseconds: 0
+          default_queue_policy {{
+            timeout_action: REJECT
+            default_timeout_microseconds: 60000000
+            max_queue_size: {max_queue_size}
+          }}
+        }}
+        optimization {{ cuda {{ graphs: false }} }}
+    """
+
+
+TENSORRT = Profile(
+    name=ProfileName.TENSORRT,
+    precision=Precision.FP16,
+    models={
+        # A request asks for each of its texts by itself: 8 requests of 33 regions are 528 prompts and negative prompts.
+        "text_encoder": _tensorrt(max_queue_size=1024, preferred_batch_size=16),
+        "text_encoder_2": _tensorrt(max_queue_size=1024, preferred_batch_size=16),
+        "unet": _tensorrt(max_queue_size=64, preferred_batch_size=16),
+        "vae_decoder": _tensorrt(max_queue_size=64),
+        "vae_encoder": _tensorrt(max_queue_size=64),
+        "multidiffusion_unary": UNARY,
+    },
+    other_models=OTHER_MODELS,
+    runner=None,
+)
+
+PROFILES = {profile.name: profile for profile in (CPU, TENSORRT)}

@@ -105,7 +105,7 @@ def _compare(services: Services, case: Case, checkpoint_folder: Path, runs: int,
     checkpoint = load_checkpoint(REPOSITORY / "multidiffusion" / "1" / "checkpoint")
     onnx, eager = onnx_networks(REPOSITORY, threads), torch_networks(checkpoint_folder)
     (final,) = stream(services.grpc, case.tensors())
-    latents = torch.from_numpy(final.as_numpy("latents"))[None]
+    latents = torch.from_numpy(final.as_numpy("latents").copy())[None]
     report = json.loads(final.as_numpy("report")[0])
 
     def published(networks: Any) -> Painted:

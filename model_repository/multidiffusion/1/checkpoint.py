@@ -15,6 +15,8 @@ from torch import Tensor
 
 from prompts import PromptTokenizer
 
+RIDGE = 1e-3  # of the channels' mean variance
+
 
 @dataclass(frozen=True)
 class TextEncoder:
@@ -70,14 +72,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def fit_preview(latents: Tensor, colours: Tensor) -> Tensor:
-    """The affine map from a scaled latent cell to its colour that is nearest for constant pictures, by least squares.
+    """The affine map from a scaled latent cell to its colour that is nearest for constant pictures: ridge regression.
+
+    A channel that hardly differs between constant pictures says nothing of colour. Least squares alone would give it
+    any weight, which a painted picture, where it does differ, would show.
 
     latents: (P, C, window, window). colours: (P, 3) in [0, 1). Returns (C + 1, 3).
     """
     middle = latents.shape[-1] // 2
     cells = latents[:, :, middle, middle]  # away from the picture's edges
-    solution: Tensor = torch.linalg.lstsq(torch.cat([cells, torch.ones(len(cells), 1)], dim=1), colours).solution
-    return solution
+    mean, mean_colour = cells.mean(dim=0), colours.mean(dim=0)
+    centred = cells - mean
+    penalty = RIDGE * centred.square().mean() * len(cells) * torch.eye(cells.shape[1])
+    weights: Tensor = torch.linalg.solve(centred.T @ centred + penalty, centred.T @ (colours - mean_colour))
+    return torch.cat([weights, (mean_colour - mean @ weights)[None]])
 
 
 def _text_encoder(folder: Path, settings: dict[str, Any]) -> TextEncoder:

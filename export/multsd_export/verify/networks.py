@@ -1,0 +1,197 @@
+"""Hold one served network to torch: its values at every batch size, its rows to each other, its answers to itself.
+
+B rows of at most the largest batch. The server should be idle: rows of other clients would share the batches.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from multsd_export.checkpoint import Checkpoint
+from multsd_export.engines.shapes import PIXELS
+from multsd_export.errors import ServerError
+from multsd_export.networks import Inputs, Network
+from multsd_export.parity import RELATIVE_LIMITS, relative_error
+from multsd_export.profiles import Precision
+from multsd_export.verify.report import Check, Speed
+from multsd_export.verify.server import Array, Server
+
+# Between identical rows of one batch, relative to the largest value. Kernels may add up in another order; the open
+# fault of TensorRT that this is to find (NVIDIA/TensorRT issue 4813) makes rows differ visibly.
+ROW_LIMITS = {Precision.FP32: 1e-5, Precision.FP16: 1e-3}
+SEED = 1  # another than the export's comparison
+TORCH_ROWS = 4  # at a time, to bound torch's memory
+TIMED_CALLS = 5
+
+Tensors = Mapping[str, Array]  # name -> (B, ...)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A network, what it computes in torch, and the server that it is held to."""
+
+    network: Network
+    module: torch.nn.Module  # in float32
+    device: torch.device
+    server: Server
+    max_batch_size: int
+
+    def call(self, inputs: Tensors) -> Tensors:
+        """What the server answers. Raises ServerError."""
+        sent = dict(inputs)
+        if "timestep" in sent:
+            sent["timestep"] = sent["timestep"][:, None]  # one a row; Triton's configuration takes the axis away
+        return self.server.infer(self.network.name, sent, self.network.outputs)
+
+    def expect(self, inputs: Tensors) -> Tensors:
+        """What torch computes."""
+        rows = len(next(iter(inputs.values())))
+        parts = [self._torch(slice_rows(inputs, first, first + TORCH_ROWS)) for first in range(0, rows, TORCH_ROWS)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.network.outputs}
+
+    def _torch(self, inputs: Tensors) -> Tensors:
+        with torch.no_grad():
+            result = self.module(*(torch.from_numpy(array).to(self.device) for array in inputs.values()))
+        tensors = [result] if isinstance(result, torch.Tensor) else list(result)
+        return {name: each.cpu().numpy() for name, each in zip(self.network.outputs, tensors, strict=True)}
+
+
+def verify_network(served: Served, batches: Sequence[Tensors]) -> tuple[list[Check], list[Speed]]:
+    """Every check of one network.
+
+    Args:
+        batches: full batches; their rows differ, and so may the shapes of a row from batch to batch.
+    """
+    checks = [
+        _answered(served, "equals torch at every batch size", lambda: _against_torch(served, batches)),
+        _answered(served, "answers A, B, A consistently", lambda: _consistent(served, batches)),
+    ]
+    if served.max_batch_size > 1:
+        checks.append(_answered(served, "computes identical rows alike", lambda: _identical_rows(served, batches[0])))
+    try:
+        speeds = [_speed(served, slice_rows(rows, 0, size)) for rows in batches for size in _sizes(served)]
+    except ServerError:
+        speeds = []  # a check has failed for it
+    return checks, speeds
+
+
+def network_batches(
+    network: Network, checkpoint: Checkpoint, max_batch_size: int, *, tile: int, largest: bool
+) -> list[Tensors]:
+    """Random inputs: a full batch of rows, or for a VAE its smallest picture and an oblong one.
+
+    Args:
+        tile: the longest side that a VAE is given, latent cells.
+        largest: the VAE's largest picture too, which an engine is built for and a processor takes gigabytes for.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    if network.batched:
+        drawn: list[Inputs] = []
+        while sum(len(inputs[0]) for inputs in drawn) < max_batch_size:
+            drawn.extend(network.draw(generator))
+        tensors = zip(network.inputs, zip(*drawn, strict=True), strict=True)
+        return [{name: torch.cat(parts)[:max_batch_size].numpy() for name, parts in tensors}]
+    scale, channels = 1, checkpoint.latent_channels
+    if network.name in PIXELS:
+        scale, channels = checkpoint.vae_scale_factor, 3
+    smallest = min(checkpoint.window, tile)
+    sides = {(smallest, smallest), (smallest, min(tile, smallest * 3 // 2))} | ({(tile, tile)} if largest else set())
+    (name,) = network.inputs
+    return [
+        {name: torch.randn(1, channels, h * scale, w * scale, generator=generator).clamp(-1, 1).numpy()}
+        for h, w in sorted(sides)
+    ]
+
+
+def slice_rows(inputs: Tensors, first: int, end: int) -> Tensors:
+    """Rows of every tensor."""
+    return {name: array[first:end] for name, array in inputs.items()}
+
+
+def _answered(served: Served, name: str, check: Callable[[], Check]) -> Check:
+    """The check, failed where the server does not answer."""
+    try:
+        return check()
+    except ServerError as error:
+        return Check(served.network.name, name, False, str(error))
+
+
+def _sizes(served: Served) -> range:
+    return range(1, served.max_batch_size + 1)
+
+
+def _against_torch(served: Served, batches: Sequence[Tensors]) -> Check:
+    errors = dict(_errors(served, batches))
+    worst = max(errors, key=lambda key: errors[key])
+    limit = RELATIVE_LIMITS[served.network.precision]
+    return Check(
+        served.network.name,
+        "equals torch at every batch size",
+        errors[worst] <= limit,
+        f"at most {errors[worst]:.2g} (relative, {worst}), limit {limit:g}, {len(errors)} comparisons",
+        errors[worst],
+    )
+
+
+def _errors(served: Served, batches: Sequence[Tensors]) -> Iterator[tuple[str, float]]:
+    """The relative error of every output at every batch size; torch computes each row once."""
+    for rows in batches:
+        expected = served.expect(rows)
+        for size in _sizes(served):
+            answer = served.call(slice_rows(rows, 0, size))
+            for name in served.network.outputs:
+                shape = "x".join(map(str, answer[name].shape))
+                yield f"{name} of shape {shape}", relative_error(answer[name], expected[name][:size])
+
+
+def _identical_rows(served: Served, rows: Tensors) -> Check:
+    """The first row in every place of every batch size."""
+    worst, size_of_worst = 0.0, 2
+    for size in range(2, served.max_batch_size + 1):
+        answer = served.call({name: np.repeat(array[:1], size, axis=0) for name, array in rows.items()})
+        for output in answer.values():
+            spread = relative_error(output, np.repeat(output[:1], size, axis=0))
+            if spread > worst:
+                worst, size_of_worst = spread, size
+    limit = ROW_LIMITS[served.network.precision]
+    found = f"{worst:.2g} apart (relative, batch of {size_of_worst})" if worst else "the same bits"
+    return Check(
+        served.network.name, "computes identical rows alike", worst <= limit, f"{found}, limit {limit:g}", worst
+    )
+
+
+def _consistent(served: Served, batches: Sequence[Tensors]) -> Check:
+    """A, then B of the same shape, then A again: the same bits for A, others for B."""
+    name = "answers A, B, A consistently"
+    for rows in batches:
+        for size in sorted({1, served.max_batch_size}):
+            first = slice_rows(rows, 0, size)
+            other = {key: np.flip(array, axis=-1 if array.ndim > 1 else 0) for key, array in rows.items()}
+            a, b, again = (served.call(inputs) for inputs in (first, slice_rows(other, 0, size), first))
+            if not all(np.array_equal(a[output], again[output]) for output in a):
+                return Check(served.network.name, name, False, f"A's second answer differs (batch of {size})")
+            if all(np.array_equal(a[output], b[output]) for output in a):
+                return Check(served.network.name, name, False, f"B is answered with A's result (batch of {size})")
+    return Check(served.network.name, name, True, "the same bits")
+
+
+def _speed(served: Served, rows: Tensors) -> Speed:
+    count, seconds = served.server.compute_time(served.network.name)
+    times = []
+    for _ in range(TIMED_CALLS):
+        started = time.perf_counter()
+        served.call(rows)
+        times.append(time.perf_counter() - started)
+    later, later_seconds = served.server.compute_time(served.network.name)
+    first = next(iter(rows.values()))
+    return Speed(
+        network=served.network.name,
+        batch_size=len(first),
+        shape=first.shape[1:],
+        seconds=statistics.median(times),
+        server_seconds=(later_seconds - seconds) / max(later - count, 1),
+    )

@@ -1,0 +1,91 @@
+"""What a verification found: checks that pass or fail, speeds, and both as a table and as JSON."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that has to hold."""
+
+    subject: str  # a network, "picture" or "repository"
+    name: str
+    passed: bool
+    detail: str  # what was found, and what was expected
+    value: float | None = None  # where it is a number
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One network at one batch size, called through gRPC by one client."""
+
+    network: str
+    batch_size: int
+    shape: tuple[int, ...]  # of one row of the first input
+    seconds: float  # a call, from the client's side, median
+    server_seconds: float  # of it the network's own time, mean
+
+    @property
+    def rows_per_second(self) -> float:
+        """By the client's clock."""
+        return self.batch_size / self.seconds
+
+
+@dataclass
+class Report:
+    """Everything that was found, in order."""
+
+    facts: Mapping[str, Any]  # what was verified, and where
+    checks: list[Check] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[Check]:
+        """What does not hold."""
+        return [check for check in self.checks if not check.passed]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds."""
+        return bool(self.checks) and not self.failures
+
+    def verdict(self) -> str:
+        """Pass or fail and why, in one sentence."""
+        if self.passed:
+            return f"passed: {len(self.checks)} checks"
+        failed = "; ".join(f"{check.subject}: {check.name}: {check.detail}" for check in self.failures)
+        return f"failed: {len(self.failures)} of {len(self.checks)} checks: {failed}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The report's file."""
+        return {
+            "format": FORMAT,
+            "passed": self.passed,
+            "verdict": self.verdict(),
+            **self.facts,
+            "checks": [asdict(check) for check in self.checks],
+            "speeds": [{**asdict(speed), "rows_per_second": speed.rows_per_second} for speed in self.speeds],
+        }
+
+    def tables(self) -> Iterator[Table]:
+        """The checks, then the speeds."""
+        checks = Table("subject", "check", "result", "found", title="checks")
+        for check in self.checks:
+            checks.add_row(check.subject, check.name, "pass" if check.passed else "FAIL", check.detail)
+        yield checks
+        speeds = Table("network", "row", "batch", "ms a call", "of it the network", "rows/s", title="speed, one client")
+        for speed in self.speeds:
+            speeds.add_row(
+                speed.network,
+                "x".join(map(str, speed.shape)),
+                str(speed.batch_size),
+                f"{speed.seconds * 1e3:.1f}",
+                f"{speed.server_seconds * 1e3:.1f}",
+                f"{speed.rows_per_second:.1f}",
+            )
+        yield speeds

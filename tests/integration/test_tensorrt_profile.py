@@ -1,0 +1,114 @@
+"""The `tensorrt` profile's repository on a real Triton, its engines replaced by the runner of the `cpu` profile.
+
+Engines do not run here. All else is as it is composed for them: dimensions, dynamic batching, queue policies, warm-ups.
+"""
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException
+
+from multsd_export import pipeline
+from multsd_export.engines import artefact
+from multsd_export.engines.machine import Machine
+from multsd_export.pipeline import Options, export
+from multsd_export.profiles import CPU, TENSORRT, Precision
+from multsd_gateway.stack.supervisor import Stack, running_stack
+from tests.integration.conftest import ROOT, stack_settings
+
+NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+WORK_DIR = ROOT / "build" / "onnx"
+
+
+def write_plan(_onnx: Path, plan: Path, _ranges: Any, _settings: Any, cache: Path, _report: Any) -> None:
+    """In place of TensorRT's builder."""
+    plan.write_bytes(b"an engine")
+    cache.touch()
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """The demo checkpoint composed for engines; `make export` has its ONNX files ready."""
+    folder = tmp_path_factory.mktemp("tensorrt")
+    work_dir = folder / "work"
+    for name in (*NETWORKS, "palette"):
+        if (WORK_DIR / name).is_dir():
+            shutil.copytree(WORK_DIR / name, work_dir / name)
+    checkpoint = ROOT / "export" / "demo_checkpoint" / "checkpoint"
+    options = Options(
+        checkpoint, folder / "repository", ROOT / "model_repository", work_dir, TENSORRT, precision=Precision.FP32
+    )
+    quiet: Callable[[str, float], None] = lambda _stage, _share: None  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artefact, "build_engine", write_plan)
+        patch.setattr(pipeline, "this_machine", lambda: Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0"))
+        assert export(options, quiet)
+    return options
+
+
+def read_config(file: Path) -> Any:
+    return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+
+
+def replace_engine(options: Options, name: str) -> None:
+    """What runs a network, and on what; nothing else of its configuration changes."""
+    folder = options.output / name
+    config = read_config(folder / "config.pbtxt")
+    for field in ("platform", "default_model_filename", "instance_group"):
+        config.ClearField(field)
+    config.MergeFrom(text_format.Parse(CPU.settings(name), model_config_pb2.ModelConfig()))
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    (folder / "1" / "model.plan").unlink()
+    shutil.copyfile(options.work_dir / name / "model.onnx", folder / "1" / "model.onnx")
+    assert CPU.runner is not None
+    shutil.copyfile(CPU.runner, folder / "1" / "model.py")
+
+
+@pytest.fixture(scope="module")
+def served(composed: Options, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, str]]:
+    """The stack, and host:port of Triton's gRPC endpoint."""
+    for name in NETWORKS:
+        assert read_config(composed.output / name / "config.pbtxt").backend == "tensorrt"
+        replace_engine(composed, name)
+    settings, gateway = stack_settings(tmp_path_factory.mktemp("stack"), composed.output)
+    with running_stack(settings, gateway, report=lambda _: None) as stack:
+        yield stack, f"127.0.0.1:{settings.triton_grpc_port}"
+
+
+def test_the_seeds_request_is_answered(served: tuple[Stack, str]) -> None:
+    request = json.loads((ROOT / "client" / "examples" / "request.json").read_text())
+    answer = httpx.post(f"{served[0].url}/multsd", json=request, timeout=120)
+    assert answer.status_code == 200
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["image"]))))
+    assert picture.shape == (512, 512, 3)
+    assert picture.std() > 5
+
+
+def test_triton_has_taken_what_the_profile_says(served: tuple[Stack, str]) -> None:
+    with grpcclient.InferenceServerClient(served[1]) as client:
+        unet = client.get_model_config("unet").config
+    assert list(unet.dynamic_batching.preferred_batch_size) == [16]
+    assert unet.dynamic_batching.default_queue_policy.max_queue_size == 64
+    assert [warmup.batch_size for warmup in unet.model_warmup] == [1, 16]
+    assert not unet.optimization.cuda.graphs
+
+
+def test_a_size_that_the_engine_is_not_built_for_is_refused_before_it_is_queued(served: tuple[Stack, str]) -> None:
+    ids = grpcclient.InferInput("input_ids", [1, 5], "INT32").set_data_from_numpy(np.zeros((1, 5), np.int32))
+    with (
+        grpcclient.InferenceServerClient(served[1]) as client,
+        pytest.raises(InferenceServerException, match=r"unexpected shape for input 'input_ids'.*\[-1,\d+\]"),
+    ):
+        client.infer("text_encoder", [ids])

@@ -1,0 +1,97 @@
+"""`multsd-export verify` on a real Triton and a small checkpoint: it passes what is right and names what is broken."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from multsd_export.cli import app
+from multsd_export.digests import file_digest
+from multsd_export.json_files import write_json
+from multsd_export.pipeline import Options, export
+from multsd_export.profiles import CPU
+from tests.integration.conftest import ROOT
+from tests.integration.test_families import served
+from tests.unit.export.conftest import write_checkpoint
+
+STEPS = 3
+NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Read only."""
+    folder = tmp_path_factory.mktemp("verify")
+    write_checkpoint(folder / "checkpoint")
+    options = Options(folder / "checkpoint", folder / "repository", ROOT / "model_repository", folder / "onnx", CPU)
+    quiet: Callable[[str, float], None] = lambda _stage, _share: None  # noqa: E731
+    assert export(options, quiet)
+    return options
+
+
+def verify(repository: Path, checkpoint: Path, url: str, report: Path) -> tuple[int, str, Any]:
+    """Exit code, what is printed, and the report."""
+    arguments = ["verify", str(repository), "--checkpoint", str(checkpoint), "--url", url, "--steps", str(STEPS)]
+    result = CliRunner().invoke(app, [*arguments, "--report", str(report)])
+    return result.exit_code, result.output, json.loads(report.read_text()) if report.is_file() else None
+
+
+def break_network(repository: Path, name: str) -> None:
+    """Negate the largest weight of a graph, and the manifest with it: only its values tell."""
+    file = repository / name / "1" / "model.onnx"
+    model = onnx.load(file)
+    largest = max(model.graph.initializer, key=lambda each: int(np.prod(each.dims)))
+    largest.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(largest) * np.float32(-1), largest.name))
+    onnx.save(model, file)
+    manifest = json.loads((repository / "manifest.json").read_text())
+    manifest["files"][f"{name}/1/model.onnx"] = file_digest(file)
+    write_json(repository / "manifest.json", manifest)
+
+
+def failed(report: Any) -> set[tuple[str, str]]:
+    return {(check["subject"], check["name"]) for check in report["checks"] if not check["passed"]}
+
+
+def test_what_is_right_passes_every_check_and_its_speed_is_told(exported: Options, tmp_path: Path) -> None:
+    with served(exported.output, tmp_path) as url:
+        code, output, report = verify(exported.output, exported.checkpoint, url, tmp_path / "report.json")
+    assert code == 0, output
+    assert output.splitlines()[-1] == f"passed: {len(report['checks'])} checks"
+    assert report["passed"]
+    batched = {"equals torch at every batch size", "answers A, B, A consistently", "computes identical rows alike"}
+    for name in ("text_encoder", "unet"):
+        assert {check["name"] for check in report["checks"] if check["subject"] == name} == batched
+    assert {check["subject"] for check in report["checks"]} == {*NETWORKS, "picture", "repository"}
+    unet = [speed for speed in report["speeds"] if speed["network"] == "unet"]
+    assert [speed["batch_size"] for speed in unet] == list(range(1, 17))
+    assert all(speed["server_seconds"] > 0 and speed["rows_per_second"] > 0 for speed in report["speeds"])
+
+
+def test_a_broken_network_fails_and_is_named(exported: Options, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(exported.output, repository)
+    break_network(repository, "unet")
+    with served(repository, tmp_path) as url:
+        code, output, report = verify(repository, exported.checkpoint, url, tmp_path / "report.json")
+    assert code == 1
+    assert not report["passed"]
+    assert failed(report) - {("picture", "looks like torch's")} == {
+        ("unet", "equals torch at every batch size"),
+        ("picture", "has torch's latents"),
+    }
+    assert "unet: equals torch at every batch size: at most" in output.splitlines()[-1]
+
+
+def test_a_server_that_is_not_there_is_one_sentence(exported: Options, tmp_path: Path) -> None:
+    code, output, report = verify(exported.output, exported.checkpoint, "127.0.0.1:9", tmp_path / "report.json")
+    assert code == 1
+    assert report is None
+    assert output.strip().startswith("multsd-export: no Triton answers at 127.0.0.1:9 (")
+    assert output.strip().endswith("name another: --url.")

@@ -1,0 +1,368 @@
+"""Engines: for which shapes they are built, when again, for which machine, and with which configuration served.
+
+TensorRT itself does not run here: its builder is replaced by a file, or by one that refuses.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from typer.testing import CliRunner
+
+from multsd_export import pipeline
+from multsd_export.cli import app
+from multsd_export.engines import artefact, builder, machine
+from multsd_export.engines.machine import Machine
+from multsd_export.engines.progress import PhaseTree
+from multsd_export.engines.record import check_engines
+from multsd_export.engines.settings import EngineSettings
+from multsd_export.engines.shapes import ShapeRange
+from multsd_export.errors import EngineError
+from multsd_export.manifest import read_manifest
+from multsd_export.pipeline import Options, export
+from multsd_export.profiles import TENSORRT, Precision
+
+from .conftest import WINDOW, Exported
+
+H100 = Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0")
+L4 = Machine("11.4.0.106", "NVIDIA L4", "8.9")
+NETWORKS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+TILE = 128
+Progress = Callable[[str, float], None]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The networks whose engines are built during the test, on an H100 that is not there."""
+    names: list[str] = []
+
+    def write(
+        onnx_file: Path, plan: Path, _ranges: Any, _settings: Any, timing_cache: Path, report: Callable[[float], None]
+    ) -> None:
+        names.append(onnx_file.parent.name)
+        report(0.5)
+        plan.write_text(f"engine of {onnx_file.parent.name}")
+        timing_cache.touch()
+
+    monkeypatch.setattr(artefact, "build_engine", write)
+    monkeypatch.setattr(pipeline, "this_machine", lambda: H100)
+    return names
+
+
+@pytest.fixture
+def options(exported: Exported, tmp_path: Path) -> Options:
+    """ONNX files are there already; engines are not."""
+    copied = exported.copy(tmp_path)
+    return replace(copied, output=tmp_path / "engines", profile=TENSORRT, precision=Precision.FP32)
+
+
+def configs(output: Path) -> Mapping[str, Any]:
+    return {
+        file.parent.name: text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+        for file in output.glob("*/config.pbtxt")
+    }
+
+
+def test_an_export_to_engines_says_where_to_run_it_before_anything_is_made(
+    tmp_path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # wherever this test runs
+    arguments = ["--checkpoint", str(exported.options.checkpoint), "--profile", "tensorrt"]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out"), "--work-dir", str(tmp_path / "w")])
+    assert result.exit_code == 1
+    (line,) = result.output.strip().splitlines()
+    assert line == (
+        "multsd-export: TensorRT cannot be imported here (import of tensorrt halted; None in sys.modules); build "
+        "engines on the GPU that serves them, in the image of docker/export.Dockerfile (--target tensorrt)."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_without_a_driver_is_told_so() -> None:
+    with pytest.raises(EngineError, match=r"no NVIDIA driver here \(libcuda-that-is-not-there\.so cannot be loaded\)"):
+        machine.gpu("libcuda-that-is-not-there.so")
+
+
+def test_an_older_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3.9"))
+    with pytest.raises(EngineError, match=r"TensorRT is 10\.13\.3\.9, expected 11 or later"):
+        machine.import_tensorrt()
+
+
+def test_every_network_is_served_from_its_engine_alone(options: Options, built: list[str], progress: Progress) -> None:
+    assert export(options, progress)
+    assert built == NETWORKS
+    for name in NETWORKS:
+        assert {path.name for path in (options.output / name / "1").iterdir()} == {"model.plan"}
+        assert (options.output / name / "1" / "model.plan").read_text() == f"engine of {name}"
+
+
+def test_configurations_say_what_the_engines_are(options: Options, built: list[str], progress: Progress) -> None:
+    export(options, progress)
+    served = configs(options.output)
+    assert set(built) == set(NETWORKS)
+    gpu = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    for name in NETWORKS:
+        config = served[name]
+        assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
+        assert config.default_model_filename == "model.plan"
+        assert [(group.kind, group.count, list(group.gpus)) for group in config.instance_group] == [(gpu, 1, [0])]
+        assert list(config.instance_group[0].profile) == ["0"]
+        assert config.optimization.HasField("cuda")
+        assert not config.optimization.cuda.graphs
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+        assert policy.default_timeout_microseconds == 60_000_000
+        assert policy.max_queue_size > 0
+        assert [warmup.batch_size for warmup in config.model_warmup] == sorted({1, config.max_batch_size})
+    for name in ("text_encoder", "unet"):  # the size that the kernels are chosen for
+        assert list(served[name].dynamic_batching.preferred_batch_size) == [served[name].max_batch_size]
+    for name in ("multidiffusion", "multidiffusion_unary"):
+        assert served[name].backend == "python"
+
+
+def test_queues_hold_what_the_orchestrator_may_have_under_way(options: Options, built: list[str]) -> None:
+    export(options, lambda *_: None)
+    assert built
+    served = configs(options.output)
+    limits = {name: each.string_value for name, each in served["multidiffusion"].parameters.items()}
+    texts = int(limits["max_running"]) * int(limits["max_regions"]) * 2
+    assert served["text_encoder"].dynamic_batching.default_queue_policy.max_queue_size >= texts
+    assert served["unet"].dynamic_batching.default_queue_policy.max_queue_size >= int(limits["unet_calls"])
+    assert served["vae_decoder"].dynamic_batching.default_queue_policy.max_queue_size >= int(limits["max_running"])
+    assert sum(group.count for group in served["unet"].instance_group) == int(limits["unet_calls"])
+
+
+def test_static_dimensions_are_stated_and_warm_ups_fit_them(options: Options, built: list[str]) -> None:
+    export(options, lambda *_: None)
+    assert built
+    served = configs(options.output)
+    dims = {
+        f"{name}.{tensor.name}": list(tensor.dims)
+        for name in NETWORKS
+        for tensor in (*served[name].input, *served[name].output)
+    }
+    assert dims == {
+        "text_encoder.input_ids": [77],
+        "text_encoder.last_hidden_state": [77, 16],
+        "unet.sample": [4, WINDOW, WINDOW],
+        "unet.timestep": [1],
+        "unet.encoder_hidden_states": [77, 16],
+        "unet.out_sample": [4, WINDOW, WINDOW],
+        "vae_decoder.latent_sample": [4, -1, -1],
+        "vae_decoder.sample": [3, -1, -1],
+        "vae_encoder.sample": [3, -1, -1],
+        "vae_encoder.latent_sample": [4, -1, -1],
+    }
+    warmups = {
+        name: {key: list(tensor.dims) for key, tensor in served[name].model_warmup[-1].inputs.items()}
+        for name in NETWORKS
+    }
+    assert warmups["unet"] == {
+        "sample": [4, WINDOW, WINDOW],
+        "timestep": [1],
+        "encoder_hidden_states": [77, 16],
+    }
+    assert warmups["vae_decoder"] == {"latent_sample": [4, WINDOW, WINDOW]}
+    assert warmups["vae_encoder"] == {"sample": [3, 8 * WINDOW, 8 * WINDOW]}
+
+
+def test_engines_are_built_for_every_shape_that_the_orchestrator_asks_for(options: Options, built: list[str]) -> None:
+    export(options, lambda *_: None)
+    assert built
+    engines = (read_manifest(options.output) or {})["engines"]
+    shapes = {f"{name}.{key}": each for name in NETWORKS for key, each in engines[name]["shapes"].items()}
+    assert shapes["unet.timestep"] == {"min": [1], "opt": [16], "max": [16]}
+    assert shapes["unet.sample"] == {
+        "min": [1, 4, WINDOW, WINDOW],
+        "opt": [16, 4, WINDOW, WINDOW],
+        "max": [16, 4, WINDOW, WINDOW],
+    }
+    assert shapes["text_encoder.input_ids"] == {"min": [1, 77], "opt": [16, 77], "max": [16, 77]}
+    assert shapes["vae_decoder.latent_sample"] == {
+        "min": [1, 4, WINDOW, WINDOW],
+        "opt": [1, 4, WINDOW, WINDOW],
+        "max": [1, 4, TILE, TILE],
+    }
+    assert shapes["vae_encoder.sample"]["max"] == [1, 3, 8 * TILE, 8 * TILE]
+    settings = json.loads((options.output / "multidiffusion/1/checkpoint/settings.json").read_text())
+    assert settings["vae_tile"] == TILE
+
+
+def test_the_manifest_records_machine_precision_and_graph(options: Options, built: list[str]) -> None:
+    export(options, lambda *_: None)
+    assert built
+    manifest = read_manifest(options.output) or {}
+    unet = manifest["engines"]["unet"]
+    assert {key: unet[key] for key in asdict(H100)} == asdict(H100)
+    assert unet["precision"] == "fp32"
+    assert unet["settings"] == {"optimization_level": 3, "workspace_mib": None}
+    assert set(unet["onnx"]) == {"model.onnx"}
+    assert "unet/1/model.plan" in manifest["files"]
+
+
+def test_a_stopped_export_goes_on_with_the_first_network_that_has_no_engine(
+    options: Options, built: list[str], progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("multsd_export.build.compose", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export(options, progress)
+    (options.work_dir / "vae_encoder-engine" / "model.plan").unlink()
+    built.clear()
+    assert export(options, progress)
+    assert built == ["vae_encoder"]
+
+
+def stopped(*_args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_engines_are_built_again_for_another_machine_and_for_other_settings(
+    options: Options, built: list[str], progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export(options, progress)
+    assert not export(options, progress)
+    built.clear()
+    monkeypatch.setattr(pipeline, "this_machine", lambda: L4)
+    assert export(options, progress)
+    assert built == NETWORKS
+    built.clear()
+    assert export(replace(options, engines=EngineSettings(optimization_level=5)), progress)
+    assert built == NETWORKS
+
+
+def test_an_engine_of_another_machine_is_refused_with_the_command_that_builds_it_again(
+    options: Options, built: list[str]
+) -> None:
+    export(options, lambda *_: None)
+    assert built
+    manifest = read_manifest(options.output) or {}
+    check_engines(manifest, H100, options.output, "checkpoint")
+    check_engines(manifest, replace(H100, gpu="NVIDIA H200"), options.output, "checkpoint")
+    with pytest.raises(EngineError) as refused:
+        check_engines(manifest, L4, options.output, "checkpoint")
+    assert str(refused.value) == (
+        "text_encoder: the engine was built for compute_capability 9.0 (NVIDIA H100 80GB HBM3), this machine has 8.9 "
+        f"(NVIDIA L4); build it again here: multsd-export --checkpoint checkpoint --output {options.output} "
+        "--profile tensorrt"
+    )
+    with pytest.raises(EngineError, match=r"built for tensorrt 11\.4\.0\.106 .*, this machine has 11\.5\.0\.1"):
+        check_engines(manifest, replace(H100, tensorrt="11.5.0.1"), options.output, "checkpoint")
+
+
+def test_check_engines_needs_a_composed_repository(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check-engines", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "expected a composed repository with manifest.json, found none" in result.output
+
+
+def test_check_engines_refuses_a_repository_without_engines(exported: Exported) -> None:
+    result = CliRunner().invoke(app, ["check-engines", str(exported.options.output)])
+    assert result.exit_code == 1
+    assert result.output.strip().endswith("the profile is cpu, which has no engines.")
+
+
+def test_check_engines_says_for_which_machine_they_are(
+    options: Options, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(options, lambda *_: None)
+    assert built
+    monkeypatch.setattr("multsd_export.cli.this_machine", lambda: H100)
+    result = CliRunner().invoke(app, ["check-engines", str(options.output)])
+    assert result.exit_code == 0
+    assert "4 engines belong to this machine (TensorRT 11.4.0.106, NVIDIA H100 80GB HBM3" in result.output
+    monkeypatch.setattr("multsd_export.cli.this_machine", lambda: L4)
+    result = CliRunner().invoke(app, ["check-engines", str(options.output)])
+    assert result.exit_code == 1
+    assert "build it again here: multsd-export --checkpoint checkpoint --output" in result.output
+
+
+def test_a_manifest_of_another_format_is_refused(exported: Exported, tmp_path: Path) -> None:
+    output = exported.copy(tmp_path).output
+    manifest = json.loads((output / "manifest.json").read_text())
+    (output / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    result = CliRunner().invoke(app, ["check-engines", str(output)])
+    assert result.exit_code == 1
+    assert "the manifest's format is 1, expected 2; compose it again." in result.output
+
+
+class Parser:
+    """A parser that finds two faults."""
+
+    num_errors = 2
+
+    def __init__(self, _network: Any, _logger: Any) -> None: ...
+
+    def parse_from_file(self, _file: str) -> bool:
+        return False
+
+    def get_error(self, index: int) -> Any:
+        facts = {
+            "node": index,
+            "node_name": f"node_{index}",
+            "node_operator": "Einsum",
+            "desc": f"fault {index}",
+            "code": "UNSUPPORTED_NODE",
+            "func": "parseNode",
+            "file": "ModelImporter.cpp",
+            "line": 7,
+        }
+        return SimpleNamespace(**{name: lambda value=value: value for name, value in facts.items()})
+
+
+def test_every_error_of_the_parser_is_shown_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    base = type("Base", (), {})
+    network_maker = SimpleNamespace(create_network=lambda: None)
+    trt = SimpleNamespace(ILogger=base, Builder=lambda _logger: network_maker, OnnxParser=Parser)
+    monkeypatch.setattr(builder, "import_tensorrt", lambda: trt)
+    with pytest.raises(EngineError) as refused:
+        builder.build_engine(
+            tmp_path / "model.onnx", tmp_path / "plan", {}, EngineSettings(), tmp_path / "cache", lambda _: None
+        )
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path / 'model.onnx'}: TensorRT's parser refuses the graph:",
+        "  node 0 'node_0' (Einsum): fault 0 [UNSUPPORTED_NODE in parseNode, ModelImporter.cpp:7]",
+        "  node 1 'node_1' (Einsum): fault 1 [UNSUPPORTED_NODE in parseNode, ModelImporter.cpp:7]",
+    ]
+
+
+def test_progress_follows_the_innermost_phase_and_never_falls() -> None:
+    shares: list[float] = []
+    tree = PhaseTree(shares.append)
+    tree.start("build", None, 4)
+    tree.complete("build", 0)
+    tree.start("tactics", "build", 10)
+    tree.complete("tactics", 4)
+    tree.finish("tactics")
+    tree.complete("build", 1)
+    tree.finish("build")
+    assert shares == [0.25, 0.375, 0.375, 0.5, 1.0]
+
+
+def test_a_phase_that_nobody_has_begun_ends_no_build() -> None:
+    shares: list[float] = []
+    tree = PhaseTree(shares.append)
+    tree.complete("unknown", 0)
+    tree.finish("unknown")
+    assert shares == [0, 0]
+
+
+def test_engines_are_in_half_precision_unless_another_is_asked_for() -> None:
+    assert TENSORRT.precision is Precision.FP16
+
+
+def test_a_shape_range_has_three_shapes_of_one_length(options: Options, built: list[str]) -> None:
+    export(options, lambda *_: None)
+    assert built
+    for engine in (read_manifest(options.output) or {})["engines"].values():
+        for shapes in engine["shapes"].values():
+            low, best, high = ShapeRange(**shapes).min, ShapeRange(**shapes).opt, ShapeRange(**shapes).max
+            assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
