@@ -18,7 +18,7 @@ from demo_checkpoint.evaluate import contact_sheet, held_out_requests, paint, sc
 from demo_checkpoint.networks import Networks, build_networks, build_scheduler, build_tokenizer, save_checkpoint
 from demo_checkpoint.train_unet import TextToLatents, UnetPlan, unet_batch, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
-from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
+from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def run(
     state: TrainingState,
     path: Path,
     loss: Callable[[int], torch.Tensor],
-    learning_rate: LearningRate,
+    learning_rate: LearningRate | Phases,
     *,
     stop_after: int | None = None,
     check: Callable[[int], None] | None = None,
@@ -69,7 +69,8 @@ def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> No
     def loss(step: int) -> torch.Tensor:
         pictures = vae_batch(plan.seed, step).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return vae_loss(vae, pictures, torch.Generator().manual_seed(step))
+            noise = plan.latent_noise(step, len(pictures))
+            return vae_loss(vae, pictures, noise, torch.Generator().manual_seed(step))
 
     run(state, work / "vae.pt", loss, plan.learning_rate(), stop_after=stop_after)
 

@@ -13,21 +13,33 @@ from diffusers import AutoencoderKL
 
 from demo_checkpoint.networks import VAE_SCALE_FACTOR
 from demo_checkpoint.pictures import SIDE, Pixels, random_picture
-from demo_checkpoint.training_state import LearningRate
+from demo_checkpoint.training_state import LearningRate, Phases
 
-LATENT_NOISE = 0.05  # standard deviation, against 0.67 of the latents: the decoder bears a sampler's errors
+# Standard deviations, against 0.67 of the latents: the decoder bears a sampler's errors. First edges are learned; then
+# flat areas have to stay flat under as much noise as a short sampling with strong guidance leaves, a new share of it in
+# every picture.
+LATENT_NOISE, MOST_LATENT_NOISE = 0.05, 0.3
 
 
 @dataclass(frozen=True)
 class VaePlan:
     """How long and how fast the decoder learns."""
 
-    steps: int = 3000
+    edge_steps: int = 3000
+    steps: int = 4000  # in all
     seed: int = 0
 
-    def learning_rate(self) -> LearningRate:
+    def learning_rate(self) -> Phases:
         """A larger rate would tear the built path down before the other channels have learned anything."""
-        return LearningRate(peak=3e-4, final=2e-5, warmup=100, hold=1000, steps=self.steps)
+        edges = LearningRate(peak=3e-4, final=2e-5, warmup=100, hold=1000, steps=self.edge_steps)
+        smooth = LearningRate(peak=3e-4, final=1e-5, warmup=20, hold=300, steps=self.steps - self.edge_steps)
+        return Phases((edges, smooth))
+
+    def latent_noise(self, step: int, pictures: int) -> torch.Tensor:
+        """The standard deviation of each picture's noise: (B, 1, 1, 1)."""
+        if step < self.edge_steps:
+            return torch.full((pictures, 1, 1, 1), LATENT_NOISE)
+        return MOST_LATENT_NOISE * torch.rand(pictures, 1, 1, 1, generator=torch.Generator().manual_seed(step))
 
 
 def to_tensor(pictures: list[Pixels]) -> torch.Tensor:
@@ -50,10 +62,12 @@ def vae_batch(seed: int, step: int) -> torch.Tensor:
     return to_tensor([_crop(random_picture(rng, SIDE // 2).pixels, rng, SIDE // 4) for _ in range(8)])
 
 
-def vae_loss(vae: AutoencoderKL, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The reconstruction's error from slightly noisy latents."""
+def vae_loss(
+    vae: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """The reconstruction's error from latents with noise of given standard deviations (B, 1, 1, 1)."""
     latents = cell_colours(pictures)
-    latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
+    latents = latents + noise * torch.randn(latents.shape, generator=generator)
     decoded = vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
     return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures)
 

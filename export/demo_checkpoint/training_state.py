@@ -27,6 +27,26 @@ class LearningRate:
         return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(frozen=True)
+class Phases:
+    """Several schedules, one after the other."""
+
+    parts: tuple[LearningRate, ...]
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return sum(part.steps for part in self.parts)
+
+    def at(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        for part in self.parts:
+            if step < part.steps:
+                return part.at(step)
+            step -= part.steps
+        return self.parts[-1].final
+
+
 class TrainingState:
     """A network, the moving average of its weights, its optimizer, and how many steps they have seen."""
 

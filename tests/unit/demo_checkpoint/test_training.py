@@ -11,7 +11,7 @@ from demo_checkpoint.language import COLOURS, SHAPES
 from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, build_scheduler, build_vae
 from demo_checkpoint.train import run
 from demo_checkpoint.train_unet import UnetPlan, unet_batch, unet_loss
-from demo_checkpoint.train_vae import cell_colours, vae_batch, vae_loss
+from demo_checkpoint.train_vae import MOST_LATENT_NOISE, VaePlan, cell_colours, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
 
 RATE = LearningRate(peak=1e-2, final=1e-4, warmup=1, hold=2, steps=4)
@@ -101,10 +101,23 @@ def test_a_rows_error_counts_relative_to_the_best_linear_guess() -> None:
 def test_the_decoder_starts_with_right_colours() -> None:
     pictures = vae_batch(0, 0)
     with torch.no_grad():
-        loss = vae_loss(build_vae(), pictures, torch.Generator().manual_seed(0))
+        noise = VaePlan().latent_noise(0, len(pictures))
+        loss = vae_loss(build_vae(), pictures, noise, torch.Generator().manual_seed(0))
     assert pictures.shape == (8, 3, 128, 128)
     assert cell_colours(pictures).shape == (8, 4, 16, 16)
     assert loss < 0.25  # a decoder from random weights starts above 1
+
+
+def test_the_decoder_learns_edges_first_and_then_to_bear_noise() -> None:
+    plan = VaePlan()
+    rate = plan.learning_rate()
+    assert rate.steps == plan.steps
+    assert rate.at(plan.edge_steps - 1) < rate.at(plan.edge_steps + 100)
+    assert rate.at(plan.steps - 1) < 2e-5
+    assert len(set(plan.latent_noise(0, 3).flatten().tolist())) == 1
+    later = plan.latent_noise(plan.edge_steps, 100)
+    assert later.shape == (100, 1, 1, 1)
+    assert plan.latent_noise(0, 1).max() < later.max() <= MOST_LATENT_NOISE
 
 
 def test_held_out_requests_use_every_colour_and_shape() -> None:
