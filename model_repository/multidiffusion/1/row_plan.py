@@ -46,7 +46,7 @@ class Regions:
         return self.masks[region, top : top + self.window, left : left + self.window]
 
     def counts(self) -> Tensor:
-        """How many (view, region) pairs paint each cell: (h, w) float32, at least 1."""
+        """How many (view, region) pairs paint each cell: (h, w) float32, at least 1 where masks cover the canvas."""
         counts = torch.zeros(self.masks.shape[1:])
         regions_per_cell = self.masks.sum(dim=0)  # (h, w)
         for top, left in self.views:

@@ -14,9 +14,9 @@ from batching import UNetBatcher
 from checkpoint import Checkpoint, TextEncoder
 from errors import CancelledRequestError, InvalidRequestError, NetworkError
 from parameters import Parameters
-from pipeline import Observer, Picture, paint, preview_image
+from pipeline import BACKGROUND_STREAM, Observer, Picture, paint, preview_image
 from regions import make_canvas
-from sampling import UNetRows
+from sampling import UNetRows, draw_bootstrapping
 from schedulers import SAMPLERS, make_scheduler
 from tests.unit.repository.tiny import CONFIG, EMBEDDING, MAX_LENGTH, make_checkpoint
 
@@ -398,6 +398,13 @@ def test_first_noise_of_a_seed_is_what_it_was() -> None:
     """Pinned: a picture's parameters keep their meaning from release to release."""
     first = first_background_sample(parameters_of(seed=0))[0, 0, :4]
     torch.testing.assert_close(first, torch.tensor([-1.12584, -1.15236, -0.25058, -0.43388]), rtol=0, atol=1e-4)
+
+
+def test_first_backgrounds_of_a_seed_are_what_they_were() -> None:
+    """Pinned as the noise is; they are drawn apart from it."""
+    generator = torch.Generator().manual_seed(BACKGROUND_STREAM)
+    drawn = draw_bootstrapping(torch.zeros(64, 1), steps=2, views=1, regions=3, generator=generator)
+    assert drawn.choices.flatten().tolist() == [34, 4, 3, 48, 44, 17]
 
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])

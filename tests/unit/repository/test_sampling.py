@@ -117,6 +117,18 @@ def test_sizes_and_region_counts(unet: Any, height: int, width: int, regions: in
     assert relative_error(found, expected) <= 1e-10
 
 
+@pytest.mark.parametrize("bootstrapping", [0, 3, 6, 9])
+@pytest.mark.parametrize(("height", "width"), [(13, 17), (8, 24)])
+def test_masks_of_any_form_and_regions_that_fill_a_view(unet: Any, height: int, width: int, bootstrapping: int) -> None:
+    generator = torch.Generator().manual_seed(height)
+    masks = torch.zeros(3, height, width, dtype=torch.bool)
+    masks[1, :, :10] = True  # the whole of the first view
+    masks[2] = torch.rand(height, width, generator=generator) < 0.3
+    masks[0] = ~masks[1:].any(dim=0)
+    expected, found = both(unet, sampler="ddim", masks=masks, bootstrapping=bootstrapping)
+    assert relative_error(found, expected) <= 1e-10
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_guidance(unet: Any, guidance_scale: float) -> None:
     expected, found = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), guidance_scale=guidance_scale)
