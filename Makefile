@@ -59,19 +59,19 @@ format: $(STAMP) ## let ruff put the sources in order
 	$(BIN)/ruff format .
 
 bench-quality: export ## whether regions hold what their prompts say: 100 requests, about 35 minutes
-	$(BIN)/python -m tests.benchmarks.quality
+	$(BIN)/python -m tests.benchmarks quality
 
 bench-strides: export ## what views farther apart cost, and tiles of the VAE: about 10 minutes
-	$(BIN)/python -m tests.benchmarks.strides
+	$(BIN)/python -m tests.benchmarks strides
 
 bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak; about 15 minutes
-	for part in cpu gpu overload soak; do $(BIN)/python -m tests.benchmarks.load $$part || exit 1; done
+	for part in cpu gpu overload soak; do $(BIN)/python -m tests.benchmarks load $$part || exit 1; done
 
 bench-gateway: export ## what the gateway adds to a direct call
-	$(BIN)/python -m tests.benchmarks.gateway
+	$(BIN)/python -m tests.benchmarks gateway
 
 bench: export ## where the time of one request goes
-	$(BIN)/python -m tests.benchmarks.bench
+	$(BIN)/python -m tests.benchmarks request
 
 rehearse: $(STAMP) ## FAMILY=sd15, sd2 or sdxl at true size, random weights: export, audit, compose; sd15 is served too
 	$(BIN)/python -m multsd_export.rehearsal $(FAMILY)

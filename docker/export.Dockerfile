@@ -15,7 +15,7 @@ COPY pyproject.toml constraints.txt README.md ./
 # Dependencies before code: a change of the code leaves this layer alone. See triton.Dockerfile for the two steps.
 RUN python3 -m venv --without-pip /opt/multsd/environment \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir --no-deps \
-      --index-url "${TORCH_INDEX}" --constraint constraints.txt torch \
+      ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} --constraint constraints.txt torch \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir \
       --constraint constraints.txt '.[export]' \
  && install -d -o 1000 -g 1000 /models
@@ -36,14 +36,14 @@ CMD ["--help"]
 
 FROM nvcr.io/nvidia/tensorrt:${NGC_RELEASE}-py3 AS tensorrt
 # For CUDA: parity and the accuracy of engines are measured against torch on the same GPU.
-ARG TORCH_INDEX=https://pypi.org/simple
+ARG TORCH_INDEX=
 USER 0
 WORKDIR /opt/multsd
 COPY pyproject.toml constraints.txt README.md ./
 # The image's own packages stay visible, for TensorRT's bindings are among them.
 RUN python3 -m venv --without-pip --system-site-packages /opt/multsd/environment \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir --no-deps \
-      --index-url "${TORCH_INDEX}" --constraint constraints.txt torch \
+      ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} --constraint constraints.txt torch \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir \
       --constraint constraints.txt '.[export]' \
  && install -d -o 1000 -g 1000 /models

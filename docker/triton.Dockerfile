@@ -8,7 +8,7 @@
 ARG NGC_RELEASE=26.09
 FROM nvcr.io/nvidia/tritonserver:${NGC_RELEASE}-py3
 
-# The torch profile needs a build for CUDA instead: --build-arg TORCH_INDEX=https://pypi.org/simple
+# The torch profile needs a build for CUDA instead, from the default index: --build-arg TORCH_INDEX=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 USER 0
@@ -19,7 +19,7 @@ COPY pyproject.toml constraints.txt README.md ./
 # depends on is installed with the rest. The project's own code is not copied here: what Triton runs is in /models.
 RUN python3 -m venv --without-pip /opt/multsd/environment \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir --no-deps \
-      --index-url "${TORCH_INDEX}" --constraint constraints.txt torch \
+      ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} --constraint constraints.txt torch \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir \
       --constraint constraints.txt '.[repository]' \
  && /opt/multsd/environment/bin/python -c 'import diffusers, numpy, onnxruntime, tokenizers, torch' \

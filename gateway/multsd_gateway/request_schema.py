@@ -45,10 +45,26 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 def request_schema(settings: Settings) -> dict[str, Any]:
     """The schema of the body of POST /multsd."""
+    properties = {**_texts_and_masks(settings), **_sampling(settings), **_delivery(settings)}
+    for name, field in MultsdRequest.model_fields.items():
+        if not field.is_required() and field.default is not None:
+            default = limits.defaults(settings).get(name, field.default)
+            properties[name]["default"] = list(default) if isinstance(default, tuple) else default
+    return {
+        "title": "MultsdRequest",
+        "type": "object",
+        "description": MultsdRequest.__doc__,
+        "properties": properties,
+        "required": ["bg_prompt"],
+        "additionalProperties": True,
+    }
+
+
+def _texts_and_masks(settings: Settings) -> dict[str, dict[str, Any]]:
     most = settings.max_prompt_bytes
     regions = {"maxItems": settings.max_regions}
     text = {"type": "string", "maxLength": most}
-    properties: dict[str, dict[str, Any]] = {
+    return {
         "bg_prompt": _field(f"Prompt of the background, at most {most} bytes.", "a beach at noon, photo", text),
         "bg_nprompt": _optional("What the background should not show.", "blurry, text", text),
         "fg_prompt": _optional(
@@ -66,6 +82,11 @@ def request_schema(settings: Settings) -> dict[str, Any]:
             [BOX_EXAMPLE],
             {"type": "array", "items": _mask(settings), **regions},
         ),
+    }
+
+
+def _sampling(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {
         "width": _side("Pixels, any value within the limits; width * height is limited too.", settings),
         "height": _side("Pixels, any value within the limits; width * height is limited too.", settings),
         "ddim_steps": _number("Sampling steps, of whatever scheduler.", 35, 1, settings.max_steps),
@@ -88,6 +109,11 @@ def request_schema(settings: Settings) -> dict[str, Any]:
             1,
             limits.MAX_STRIDE,
         ),
+    }
+
+
+def _delivery(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {
         "output_format": _optional("The picture's format.", "jpeg", {"type": "string", "enum": list(limits.FORMATS)}),
         "quality": _number("Of JPEG and WebP. Left out: 95.", 90, 1, limits.MAX_QUALITY),
         "preview_every": _number(
@@ -103,18 +129,6 @@ def request_schema(settings: Settings) -> dict[str, Any]:
             settings.request_seconds,
             kind="number",
         ),
-    }
-    for name, field in MultsdRequest.model_fields.items():
-        if not field.is_required() and field.default is not None:
-            default = limits.defaults(settings).get(name, field.default)
-            properties[name]["default"] = list(default) if isinstance(default, tuple) else default
-    return {
-        "title": "MultsdRequest",
-        "type": "object",
-        "description": MultsdRequest.__doc__,
-        "properties": properties,
-        "required": ["bg_prompt"],
-        "additionalProperties": True,
     }
 
 

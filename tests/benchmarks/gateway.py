@@ -1,4 +1,4 @@
-"""What the gateway costs: `python -m tests.benchmarks.gateway`.
+"""What the gateway costs: `make bench-gateway`.
 
 The real Triton serves a stand-in model that takes a fixed time. The same request, 512x512 with one mask, goes to it
 straight over gRPC and through the gateway, 8 at a time, their starts spread over the model's time. Image coding, as the
@@ -137,7 +137,3 @@ def main() -> None:
 def _write(results: dict[str, Any]) -> None:
     path: Path = RESULTS / "gateway.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,9 @@
-"""The four measurements of `make bench-load`."""
+"""Many requests at once: `make bench-load`.
+
+`cpu`: mixed sizes at several concurrencies on the demo checkpoint, beside the published loop, one request at a time.
+`gpu`: the UNet replaced by a simulation that takes 10 ms and 1 ms a row, to see what the orchestrator adds.
+`overload`: ten times what the stack can do, for a minute. `soak`: small requests, some of them cancelled at random.
+"""
 
 import json
 import os
@@ -21,9 +26,9 @@ from rich.table import Table
 
 from checkpoint import load_checkpoint
 from pipeline import prepare
-from tests.benchmarks.bench_cases import Case
 from tests.benchmarks.load_stack import RESULTS, Service, client, running_service, simulated_repository
 from tests.benchmarks.published import onnx_networks, paint_published
+from tests.benchmarks.request_cases import Case
 from tests.integration.conftest import REPOSITORY
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

@@ -4,7 +4,7 @@ V views, R regions, P colours of the palette; h x w canvas and window in latent 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,17 +17,14 @@ from torch import Tensor
 
 from batching import UNetBatcher
 from checkpoint import Checkpoint, TextEncoder
-from conditioning import Conditioning
 from demo_checkpoint.pictures import Pixels
 from parameters import Parameters
-from pipeline import BACKGROUND_STREAM, Job, decode_canvas, denoise, encode_prompts, prepare, to_image
-from sampling import Bootstrapping, Denoising, UNetRows, draw_bootstrapping, draw_noise
+from pipeline import Draw, decode_canvas, denoise, encode_prompts, prepare, start_denoising, to_image
+from sampling import Bootstrapping, UNetRows, draw_bootstrapping
 from schedulers import DEFAULT_SAMPLER
 from tests.benchmarks.quality_requests import Request
 
 GUIDANCE_SCALE = 7.5
-
-Draw = Callable[..., Bootstrapping]  # `sampling.draw_bootstrapping`, or what has its parameters
 
 
 def draw_fixed(palette: Tensor, *, steps: int, views: int, regions: int, generator: torch.Generator) -> Bootstrapping:
@@ -134,32 +131,10 @@ async def paint(
     """`pipeline.paint` with the draw of the backgrounds as an argument."""
     job = prepare(parameters, checkpoint)
     conditioning = await encode_prompts(job, checkpoint, networks.encode)
-    denoising = _start_denoising(job, conditioning, checkpoint, draw)
+    denoising = start_denoising(job, conditioning, checkpoint, draw)
     batcher = UNetBatcher(networks.unet, max_batch_size=checkpoint.unet_max_batch_size)
     latents = await denoise(denoising, batcher.complete_step)
     return to_image(await decode_canvas(latents, checkpoint, networks.vae_decoder), job.canvas), denoising.rows
-
-
-def _start_denoising(job: Job, conditioning: Conditioning, checkpoint: Checkpoint, draw: Draw) -> Denoising:
-    """`pipeline.start_denoising` with the draw of the backgrounds as an argument; a test holds the two together."""
-    seed = job.parameters.seed
-    generator = torch.Generator().manual_seed(seed)
-    noise = draw_noise(job.canvas.height, job.canvas.width, channels=checkpoint.latent_channels, generator=generator)
-    bootstrapping = draw(
-        checkpoint.palette,
-        steps=min(job.parameters.bootstrapping, job.parameters.num_inference_steps),
-        views=len(job.regions.views),
-        regions=job.parameters.regions,
-        generator=torch.Generator().manual_seed((seed + BACKGROUND_STREAM) % 2**64),
-    )
-    return Denoising(
-        noise,
-        conditioning,
-        scheduler=job.scheduler,
-        regions=job.regions,
-        bootstrapping=bootstrapping,
-        generator=generator,
-    )
 
 
 def onnx_session(file: Path, threads: int) -> onnxruntime.InferenceSession:

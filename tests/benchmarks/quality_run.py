@@ -1,4 +1,8 @@
-"""Run the region-fidelity benchmark: paint, score, and write what was found."""
+"""How well pictures obey their masks and prompts: `make bench-quality` paints, scores and writes what was found.
+
+A published, seeded list of requests is painted with the service's own method and exported networks, with
+bootstrapping off, short and long, with fixed backgrounds, and as plain text-to-image; a rule looks at the pictures.
+"""
 
 import json
 import time

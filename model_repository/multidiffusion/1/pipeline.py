@@ -23,7 +23,7 @@ from parameters import Parameters
 from prompts import TokenizedPrompts, tokenize_prompts
 from regions import Canvas, make_canvas, overlaps, region_masks
 from row_plan import Regions, count_reference_rows
-from sampling import Denoising, Scheduler, draw_bootstrapping, draw_noise
+from sampling import Bootstrapping, Denoising, Scheduler, draw_bootstrapping, draw_noise
 from schedulers import make_scheduler
 from views import make_views
 
@@ -34,6 +34,7 @@ BACKGROUND_STREAM = 0x9E3779B97F4A7C15
 MAX_PAIRS = 25_000
 Answer = TypeVar("Answer")
 CompleteStep = Callable[[Denoising], Awaitable[None]]
+Draw = Callable[..., Bootstrapping]  # as `draw_bootstrapping`
 Encode = Callable[[TextEncoder, npt.NDArray[np.int32]], Awaitable[Mapping[str, Tensor]]]
 TILE_OVERLAP = 4  # a quarter of a VAE tile is shared with each neighbour
 
@@ -145,13 +146,15 @@ async def encode_prompts(job: Job, checkpoint: Checkpoint, encode: Encode) -> Co
     return join_encodings(encodings, job.prompts.zeroed, time_ids)
 
 
-def start_denoising(job: Job, conditioning: Conditioning, checkpoint: Checkpoint) -> Denoising:
-    """The canvas of a job with its own random numbers, all from the request's seed."""
+def start_denoising(
+    job: Job, conditioning: Conditioning, checkpoint: Checkpoint, draw: Draw = draw_bootstrapping
+) -> Denoising:
+    """The canvas of a job with its own random numbers, all from the request's seed; draw: of the backgrounds."""
     seed = job.parameters.seed
     generator = torch.Generator().manual_seed(seed)
     background_generator = torch.Generator().manual_seed((seed + BACKGROUND_STREAM) % 2**64)
     noise = draw_noise(job.canvas.height, job.canvas.width, channels=checkpoint.latent_channels, generator=generator)
-    bootstrapping = draw_bootstrapping(
+    bootstrapping = draw(
         checkpoint.palette,
         steps=min(job.parameters.bootstrapping, job.parameters.num_inference_steps),
         views=len(job.regions.views),

@@ -55,6 +55,24 @@ class Regions:
         return counts
 
 
+@dataclass(frozen=True)
+class RowPlan:
+    """The rows of both kinds of step."""
+
+    bootstrapped: tuple[Row, ...]
+    plain: tuple[Row, ...]
+
+    def total(self, *, num_inference_steps: int, bootstrapping: int) -> int:
+        """UNet rows of all steps, the first `bootstrapping` of them bootstrapped."""
+        bootstrapped = min(bootstrapping, num_inference_steps)
+        return bootstrapped * len(self.bootstrapped) + (num_inference_steps - bootstrapped) * len(self.plain)
+
+
+def make_plan(regions: Regions) -> RowPlan:
+    """The rows that a whole request needs."""
+    return RowPlan(plan_rows(regions, bootstrapping=True), plan_rows(regions, bootstrapping=False))
+
+
 def plan_rows(regions: Regions, *, bootstrapping: bool) -> tuple[Row, ...]:
     """The rows of one step, each (input, embedding) once, in order of their views.
 
@@ -87,14 +105,6 @@ def row_weight(row: Row, regions: Regions) -> Tensor:
     return sum(
         (factor * regions.mask(row.view, region) for region, factor in row.coefficients),
         start=torch.zeros(regions.window, regions.window, dtype=torch.float64),
-    )
-
-
-def count_rows(regions: Regions, *, num_inference_steps: int, bootstrapping: int) -> int:
-    """UNet rows that a whole request needs."""
-    bootstrapped = min(bootstrapping, num_inference_steps)
-    return bootstrapped * len(plan_rows(regions, bootstrapping=True)) + (num_inference_steps - bootstrapped) * len(
-        plan_rows(regions, bootstrapping=False)
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from conditioning import Conditioning
-from row_plan import CANVAS, Regions, Row, plan_rows, row_weight
+from row_plan import CANVAS, Regions, Row, make_plan, row_weight
 
 Scheduler = Any  # diffusers' schedulers share methods, not a class
 
@@ -104,7 +104,7 @@ class Denoising:
         self._bootstrapping = bootstrapping
         self._generator = generator
         self._counts = regions.counts().to(noise.dtype)
-        self._plans = {phase: plan_rows(regions, bootstrapping=phase) for phase in (True, False)}
+        self._plan = make_plan(regions)
         self._begin_step()
 
     @property
@@ -154,9 +154,9 @@ class Denoising:
     @property
     def total_rows(self) -> int:
         """Rows of all steps."""
-        steps = len(self._scheduler.timesteps)
-        bootstrapped = min(self._bootstrapping.steps, steps)
-        return bootstrapped * len(self._plans[True]) + (steps - bootstrapped) * len(self._plans[False])
+        return self._plan.total(
+            num_inference_steps=len(self._scheduler.timesteps), bootstrapping=self._bootstrapping.steps
+        )
 
     def advance(self, *, estimate: bool = False) -> Tensor | None:
         """Take the scheduler's step, once the step is complete, and lay out the next.
@@ -172,7 +172,8 @@ class Denoising:
         return clean
 
     def _begin_step(self) -> None:
-        self._rows = () if self.finished else self._plans[self.step < self._bootstrapping.steps]
+        bootstrapped = self.step < self._bootstrapping.steps
+        self._rows = () if self.finished else self._plan.bootstrapped if bootstrapped else self._plan.plain
         self._taken = 0
         self._given: dict[int, Tensor] = {}  # by the place of their first row, until those before are fused
         self._fused = torch.zeros_like(self.latents)

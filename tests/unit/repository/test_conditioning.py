@@ -11,7 +11,7 @@ from conditioning import Conditioning, join_encodings, make_time_ids
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows
 from schedulers import make_scheduler
-from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer
+from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer, make_unet
 from views import View, make_views
 
 CELL = 8
@@ -56,21 +56,11 @@ def test_a_view_is_conditioned_as_the_crop_that_it_is() -> None:
 @pytest.fixture(scope="module")
 def sdxl_unet() -> Any:
     """A real UNet of SDXL's kind with some thousand random weights."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=WINDOW,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=EMBEDDING,
-        attention_head_dim=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    return make_unet(
         addition_embed_type="text_time",
         addition_time_embed_dim=TIME_EMBEDDING,
         projection_class_embeddings_input_dim=6 * TIME_EMBEDDING + POOLED,
     )
-    return unet.eval().requires_grad_(False)
 
 
 def predict_with(unet: Any, seen: list[UNetRows]) -> Any:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regions import make_canvas, region_masks
-from row_plan import Regions, count_reference_rows, count_rows, plan_rows, row_weight
+from row_plan import Regions, count_reference_rows, make_plan, plan_rows, row_weight
 from views import make_views
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels
@@ -61,7 +61,7 @@ COLUMNS = [(0, left, 512, left + 256) for left in (0, 512, 1024, 1536)]
 )
 def test_rows_are_those_of_the_table(regions: Regions, steps: int, reference: int, necessary: int) -> None:
     assert count_reference_rows(regions, num_inference_steps=steps) == reference
-    assert count_rows(regions, num_inference_steps=steps, bootstrapping=20) == necessary
+    assert make_plan(regions).total(num_inference_steps=steps, bootstrapping=20) == necessary
 
 
 def test_region_that_fills_the_picture_shares_the_unconditional_row_from_the_first_step() -> None:

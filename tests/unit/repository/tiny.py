@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -65,6 +66,23 @@ def make_checkpoint(*, window: int = WINDOW, vae_scale_factor: int = 8, unet_max
         palette=colours.expand(6, 4, window, window),
         preview=torch.tensor([[0.2, 0.0, 0.1], [0.0, 0.3, 0.1], [0.1, 0.0, 0.2], [0.1, 0.1, 0.1], [0.4, 0.5, 0.6]]),
     )
+
+
+def make_unet(**differences: Any) -> Any:
+    """A real UNet of some thousand random weights."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=WINDOW,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=EMBEDDING,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **differences,
+    )
+    return unet.eval().requires_grad_(False)
 
 
 def answer(denoising: Denoising, unet: Callable[[UNetRows], Tensor], max_batch_size: int = 3) -> Tensor:

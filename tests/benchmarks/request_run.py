@@ -23,8 +23,8 @@ from rich.table import Table
 from checkpoint import load_checkpoint
 from multsd_gateway.stack.supervisor import running_stack
 from pipeline import prepare
-from tests.benchmarks.bench_cases import CASES, Case
 from tests.benchmarks.published import Painted, onnx_networks, paint_published, torch_networks
+from tests.benchmarks.request_cases import CASES, Case
 from tests.integration.conftest import REPOSITORY, ROOT, stack_settings
 from tests.integration.test_triton_clients import stream
 
