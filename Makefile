@@ -6,7 +6,7 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway rehearse clean
+.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway bench-tritons bench-gpu rehearse clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +45,9 @@ test-unit: $(STAMP) ## tests of every part by itself
 	$(BIN)/python -m pytest tests/unit -q --numprocesses auto
 
 test-integration: export ## tests of the whole stack on a real Triton
-	$(BIN)/python -m pytest tests/integration -q
+	$(BIN)/python -m pytest tests/integration -q -rs
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || \
+	  echo "test: Chromium is missing, so the page was NOT tested; install it with: apt-get install chromium chromium-driver" >&2
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -58,7 +60,7 @@ format: $(STAMP) ## let ruff put the sources in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-quality: export ## whether regions hold what their prompts say: 100 requests, about 35 minutes
+bench-quality: export ## whether regions hold what their prompts say: 100 requests, about 30 minutes
 	$(BIN)/python -m tests.benchmarks quality
 
 bench-strides: export ## what views farther apart cost, and tiles of the VAE: about 10 minutes
@@ -67,10 +69,16 @@ bench-strides: export ## what views farther apart cost, and tiles of the VAE: ab
 bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak; about 15 minutes
 	for part in cpu gpu overload soak; do $(BIN)/python -m tests.benchmarks load $$part || exit 1; done
 
-bench-gateway: export ## what the gateway adds to a direct call
+bench-gateway: $(STAMP) ## what the gateway adds to a direct call
 	$(BIN)/python -m tests.benchmarks gateway
 
-bench: export ## where the time of one request goes
+bench-tritons: $(STAMP) ## two Tritons behind one gateway: one killed, one hung, both restarted; 3 minutes
+	$(BIN)/python -m tests.benchmarks tritons
+
+bench-gpu: $(STAMP) ## the torch profile beside the published method, at true size on a GPU, tiny without
+	$(BIN)/python -m tests.benchmarks gpu
+
+bench: export bench-gateway ## where the time of one request goes, and what the gateway adds
 	$(BIN)/python -m tests.benchmarks request
 
 rehearse: $(STAMP) ## FAMILY=sd15, sd2 or sdxl at true size, random weights: export, audit, compose; sd15 is served too

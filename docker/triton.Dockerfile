@@ -22,7 +22,7 @@ RUN python3 -m venv --without-pip /opt/multsd/environment \
       ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} --constraint constraints.txt torch \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir \
       --constraint constraints.txt '.[repository]' \
- && /opt/multsd/environment/bin/python -c 'import diffusers, numpy, onnxruntime, tokenizers, torch' \
+ && /opt/multsd/environment/bin/python -c 'import diffusers, numpy, onnxruntime, tokenizers, torch, transformers' \
  && install -d -o 1000 -g 1000 /models
 COPY docker/triton/probe.py /opt/multsd/probe.py
 

@@ -139,6 +139,15 @@ def _structures() -> dict[str, Structure]:
 
 
 STRUCTURES = _structures()
+KEPT = Path(__file__).parents[1] / "build" / "small_checkpoints"
+
+
+def kept_onnx(structure: str) -> Path:
+    """A work folder for exports of `write_small_checkpoint(path, structure)`, kept from suite to suite.
+
+    Both suites export the same checkpoints, which takes half a minute each; what changes an ONNX file makes it anew.
+    """
+    return KEPT / structure
 
 
 def write_small_checkpoint(path: Path, structure: str, *, seed: int = 0) -> Path:

@@ -22,7 +22,7 @@ from multsd_client.errors import (
 from multsd_client.request import GenerationRequest, Region
 from multsd_client.result import GenerationResult
 from multsd_client.shapes import Box, Polygon, RunLengths
-from multsd_client.tensors import Progress
+from multsd_client.tensors import Preview, Progress, Queued
 
 __all__ = [
     "AsyncClient",
@@ -36,8 +36,10 @@ __all__ = [
     "InvalidRequestError",
     "MultsdError",
     "Polygon",
+    "Preview",
     "Progress",
     "ProtocolError",
+    "Queued",
     "Region",
     "RunLengths",
     "ServiceUnavailableError",

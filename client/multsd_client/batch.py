@@ -1,7 +1,8 @@
 """Many requests, a few at once: lines of JSON in, a picture file and a line of results for each.
 
-A line of results is {"line", "digest", "file", "seed", "seconds", "warnings"}, or {"line", "digest", "error"}. The
-digest is that of the request's line: a line that was changed since is painted anew.
+A line of results is {"line", "key", "file", "seed", "seconds", "warnings"}, or {"line", "key", "error"}. The key is a
+digest of the request, and the stem of its picture's name: wherever a request moves to in its file, its picture is still
+its own, and only what is new or changed is painted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +27,11 @@ OnResult = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One line of a batch; line: counted from 1; text: the request's JSON."""
+    """One line of a batch; line: counted from 1; text: the request's JSON; key: tells the request from all others."""
 
     line: int
     text: str
-
-    @property
-    def digest(self) -> str:
-        """Of the text, so that a result can be told to be this line's."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+    key: str
 
     def body(self) -> dict[str, Any]:
         """The request. Raises ValueError."""
@@ -49,19 +47,36 @@ class Job:
 
 
 def read_jobs(lines: Iterable[str]) -> list[Job]:
-    """The jobs of a file's lines; empty ones are none."""
-    return [Job(number, text) for number, line in enumerate(lines, start=1) if (text := line.strip())]
+    """The jobs of a file's lines; empty ones are none. A request that comes again is a job of its own."""
+    jobs: list[Job] = []
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(lines, start=1):
+        if text := line.strip():
+            digest = hashlib.sha256(_canonical(text).encode(errors="surrogatepass")).hexdigest()[:16]
+            seen[digest] += 1
+            jobs.append(Job(number, text, digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"))
+    return jobs
 
 
-def finished(results: Path, folder: Path) -> set[tuple[int, str]]:
-    """Line and digest of what an earlier run has painted , still there; a line cut by a crash is passed over."""
+def finished(results: Path, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The last result of each key that an earlier run has painted, where its picture is still there.
+
+    A line cut by a crash is passed over.
+    """
     if not results.exists():
-        return set()
+        return {}
     return {
-        (result["line"], result["digest"])
+        result["key"]: result
         for result in _objects(results.read_text(encoding="utf-8").splitlines())
         if isinstance(result.get("file"), str) and (folder / result["file"]).is_file()
     }
+
+
+def moved(jobs: Iterable[Job], done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The results of jobs that are done and stand in another line than they did."""
+    return [
+        {**done[job.key], "line": job.line} for job in jobs if job.key in done and done[job.key]["line"] != job.line
+    ]
 
 
 async def run(client: AsyncClient, jobs: Iterable[Job], *, at_once: int, folder: Path, on_result: OnResult) -> None:
@@ -76,27 +91,35 @@ async def run(client: AsyncClient, jobs: Iterable[Job], *, at_once: int, folder:
 
 
 async def _paint(client: AsyncClient, job: Job, folder: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {"line": job.line, "digest": job.digest}
+    told: dict[str, Any] = {"line": job.line, "key": job.key}
     try:
         result = await client.generate(job.body())
     except (MultsdError, ValueError) as error:
         return {**told, "error": f"{type(error).__name__}: {error}"}
     return {
         **told,
-        "file": _write(result, folder, job.line),
+        "file": _write(result, folder, job.key),
         "seed": result.seed,
         "seconds": result.timings.get("total"),
         "warnings": [str(warning) for warning in result.warnings],
     }
 
 
-def _write(result: GenerationResult, folder: Path, line: int) -> str:
+def _write(result: GenerationResult, folder: Path, key: str) -> str:
     """Whole or not at all, so that a file that is there can be trusted by the next run."""
-    name = f"{line:06d}{SUFFIXES.get(result.media_type, '.bin')}"
+    name = f"{key}{SUFFIXES.get(result.media_type, '.bin')}"
     partial = folder / f".{name}.partial"
     partial.write_bytes(result.image)
     partial.replace(folder / name)
     return name
+
+
+def _canonical(text: str) -> str:
+    """The same for the same request, however its JSON is laid out; the text itself where it is no JSON."""
+    try:
+        return json.dumps(json.loads(text, strict=False), sort_keys=True)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -105,5 +128,5 @@ def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(value, dict) and {"line", "digest"} <= value.keys():
+        if isinstance(value, dict) and {"line", "key"} <= value.keys():
             yield value

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from multsd_client import batch
 from multsd_client.client import AsyncClient
-from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token
+from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token, reason
 
 EXIT_SOME_FAILED = 1
 RESULTS = "results.jsonl"
@@ -26,22 +26,28 @@ def batch_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("pictures"),
     results: Annotated[Path | None, typer.Option(help=f"JSON lines of results. [default: OUTPUT/{RESULTS}]")] = None,
     at_once: Annotated[int, typer.Option("--at-once", "-n", min=1, help="Requests at a time.")] = 4,
-    again: Annotated[bool, typer.Option("--again", help="Paint also what an earlier run has painted.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Paint what an earlier run has painted over again.")] = False,
     url: Url = DEFAULT_URL,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     retries: Retries = 8,
     token_file: TokenFile = None,
 ) -> None:
-    """Paint a picture for every line; a second run goes on where the first has ended.
+    """Paint a picture for every line.
 
-    Prints the path of the results, a line for each request in the order they ended. Exit code 1 if any failed.
+    A second run paints the requests that are new, changed or failed before. A request is told by its content, not by
+    its line: lines may move. One that stands there twice is painted twice. A picture's name comes from its request;
+    pictures of requests that are no longer in FILE stay, and are found again once they are back.
+
+    Prints the path of the results: each says line, file and seed, in the order they ended; of two for the same line the
+    later one holds. Exit code 1 if any failed.
     """
     jobs = _read(requests)
     try:
         output.mkdir(parents=True, exist_ok=True)
         path = results or output / RESULTS
-        done = set() if again else batch.finished(path, output)
-        left = [job for job in jobs if (job.line, job.digest) not in done]
+        done = {} if again else batch.finished(path, output)
+        left = [job for job in jobs if job.key not in done]
+        _append(path, batch.moved(jobs, done))
         client = AsyncClient(url, token=read_token(token_file), timeout=timeout, retries=retries)
         failed = _run(client, left, at_once=at_once, folder=output, results=path, before=len(jobs) - len(left))
     except OSError as error:
@@ -58,8 +64,16 @@ def _read(source: str) -> list[batch.Job]:
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{source}: {error}", param_hint="FILE") from None
+        raise typer.BadParameter(f"{source}: {reason(error)}", param_hint="FILE") from None
     return batch.read_jobs(text.splitlines())
+
+
+def _append(results: Path, new: list[dict[str, Any]]) -> None:
+    """Add lines, on a line of their own also where a crash has cut the last one."""
+    whole = not results.exists() or results.read_bytes()[-1:] in (b"", b"\n")
+    with results.open("a", encoding="utf-8") as file:
+        file.write("" if whole else "\n")
+        file.writelines(json.dumps(result) + "\n" for result in new)
 
 
 def _run(client: AsyncClient, jobs: list[batch.Job], *, at_once: int, folder: Path, results: Path, before: int) -> int:

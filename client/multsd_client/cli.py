@@ -1,4 +1,4 @@
-"""The command `multsd`. On stdout: the path of the picture, nothing else; progress and remarks go to stderr.
+"""The command `multsd`. On stdout: the picture's path, or with `-o -` the picture; progress and remarks go to stderr.
 
 Exit codes: 0 done; 1 the picture could not be written, or some of a batch failed; 2 bad arguments, a refused request or
 a missing token; 3 the service is not there or full; 4 too late; 5 the service failed, or its reply was not understood;
@@ -20,7 +20,7 @@ from multsd_client import replay as records
 from multsd_client.arguments import RegionCommand, read_regions
 from multsd_client.batch_command import batch_command
 from multsd_client.client import Client
-from multsd_client.display import progress_bar, show_error, show_result
+from multsd_client.display import limits_lines, progress_bar, show_error, show_result
 from multsd_client.errors import (
     DeadlineExceededError,
     GenerationFailedError,
@@ -30,7 +30,7 @@ from multsd_client.errors import (
     ServiceUnavailableError,
     UnauthorizedError,
 )
-from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token
+from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token, reason
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 
@@ -46,9 +46,11 @@ EXIT_NOT_WRITTEN = 1
 EXIT_NOT_READY = EXIT_CODES[ServiceUnavailableError]
 
 FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+STDOUT = Path("-")
 DEFAULT_SIDE = 512
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Paint pictures from regions with prompts.")
+# Plain help: rich would take what stands in square brackets for its markup, and show nothing of it.
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -81,8 +83,14 @@ def generate(
         str | None,
         typer.Option(metavar="FILE|-", help="The API's JSON from a file or stdin; options given here win over it."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help=".jpg, .png or .webp.")] = Path("multsd.jpg"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".jpg, .png or .webp; - for stdout, as the request says.")
+    ] = Path("multsd.jpg"),
     quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(help="Show a preview in the terminal every so many steps.")
+    ] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which the picture is of no use.")] = None,
     url: Url = DEFAULT_URL,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     retries: Retries = 0,
@@ -90,6 +98,7 @@ def generate(
 ) -> None:
     """Paint one picture and print the path of the file it is in.
 
+    \b
     multsd generate "a beach at noon" --region box:128,128,384,384 "a husky dog" --seed 7 -o husky.jpg
     """
     options = {
@@ -103,6 +112,8 @@ def generate(
         "seed": seed,
         "output_format": _format(output),
         "quality": quality,
+        "preview_every": preview_every,
+        "deadline_s": deadline,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if request is None:
@@ -117,7 +128,8 @@ def generate(
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP that the service has painted.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help=".jpg, .png or .webp. [default: replay.*, as the picture]")
+        Path | None,
+        typer.Option("--output", "-o", help=".jpg, .png or .webp; - for stdout. [default: replay.*, as the picture]"),
     ] = None,
     url: Url = DEFAULT_URL,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
@@ -128,10 +140,12 @@ def replay(
     try:
         body, checkpoint = records.read(picture.read_bytes())
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{picture}: {error}", param_hint="PICTURE") from None
+        raise typer.BadParameter(f"{picture}: {reason(error)}", param_hint="PICTURE") from None
     target = output or Path(f"replay{picture.suffix}")
+    if (output_format := _format(target)) is not None:
+        body["output_format"] = output_format
     service = {"timeout": timeout, "retries": retries, "token": read_token(token_file)}
-    result = _ask(url, {**body, "output_format": _format(target)}, service)
+    result = _ask(url, body, service)
     if result.checkpoint.get("digest") != checkpoint.get("digest"):
         typer.echo("the service paints with another checkpoint than the picture's: expect another picture", err=True)
     _write(result, target)
@@ -143,20 +157,19 @@ def health(
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
     token_file: TokenFile = None,
 ) -> None:
-    """Print whether the service would take a request now, and with which checkpoint it paints; exit code 3 if not."""
+    """Print whether the service would take a request now, and what it paints with; exit code 3 if not."""
     try:
         with Client(url, timeout=timeout, token=read_token(token_file)) as client:
-            if not client.ready():
-                typer.echo("not ready")
+            if (fault := client.why_not_ready()) is not None:
+                typer.echo(f"{url}: {fault}")
                 raise typer.Exit(EXIT_NOT_READY)
-            checkpoint = client.limits().get("checkpoint", {})
+            told = client.limits()
     except MultsdError as error:
         show_error(Console(stderr=True), error)
         raise typer.Exit(EXIT_CODES[type(error)]) from None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from None
-    name, digest = (checkpoint.get(key) or "not told" for key in ("name", "digest"))
-    typer.echo(f"ready: checkpoint {name}, digest {digest}")
+    typer.echo("\n".join([f"{url}: ready", *limits_lines(told)]))
 
 
 app.command("batch")(batch_command)
@@ -183,7 +196,7 @@ def _read_json(source: str, prompt: str | None, regions: list[str]) -> dict[str,
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
         body = json.loads(text, strict=False)
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{source}: {error}", param_hint="--request") from None
+        raise typer.BadParameter(f"{source}: {reason(error)}", param_hint="--request") from None
     except RecursionError:
         raise typer.BadParameter(f"{source}: nested too deep", param_hint="--request") from None
     if not isinstance(body, dict):
@@ -191,7 +204,12 @@ def _read_json(source: str, prompt: str | None, regions: list[str]) -> dict[str,
     return body
 
 
-def _format(output: Path) -> str:
+def _format(output: Path) -> str | None:
+    """The format that a file's name asks for; None for stdout, whose format is the request's."""
+    if output == STDOUT:
+        if sys.stdout.isatty():
+            raise typer.BadParameter("expected stdout to be a file or a pipe, found a terminal", param_hint="--output")
+        return None
     try:
         return FORMATS[output.suffix.lower()]
     except KeyError:
@@ -202,8 +220,13 @@ def _ask(url: str, body: Mapping[str, Any], service: Mapping[str, Any]) -> Gener
     """Paint, with the bar and the remarks; service: how to talk to it, as Client's arguments."""
     console = Console(stderr=True)
     try:
-        with Client(url, **service) as client, progress_bar(console) as on_progress:
-            result = client.generate(body, on_progress=on_progress)
+        with Client(url, **service) as client, progress_bar(console) as listener:
+            result = client.generate(
+                body,
+                on_queued=listener.on_queued,
+                on_progress=listener.on_progress,
+                on_preview=listener.on_preview,
+            )
     except MultsdError as error:
         show_error(console, error)
         raise typer.Exit(EXIT_CODES[type(error)]) from None
@@ -214,6 +237,9 @@ def _ask(url: str, body: Mapping[str, Any], service: Mapping[str, Any]) -> Gener
 
 
 def _write(result: GenerationResult, output: Path) -> None:
+    if output == STDOUT:
+        typer.echo(result.image, nl=False)
+        return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(result.image)

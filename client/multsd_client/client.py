@@ -13,7 +13,7 @@ import httpx
 
 from multsd_client import protocol
 from multsd_client.errors import MultsdError, ProtocolError
-from multsd_client.protocol import OnProgress
+from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.retries import pause
@@ -77,14 +77,20 @@ class Client:
         self,
         request: GenerationRequest | Mapping[str, Any],
         *,
+        on_queued: OnQueued | None = None,
         on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
         request_id: str | None = None,
     ) -> GenerationResult:
-        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError."""
+        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError.
+
+        The callbacks are those of a Listener; previews come where the request has preview_every.
+        """
+        listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
         attempt = 0
         while True:
             try:
-                return self._generate(request, on_progress, request_id)
+                return self._generate(request, listener, request_id)
             except MultsdError as error:
                 attempt += 1
                 if (seconds := pause(error, attempt=attempt, retries=self._retries)) is None:
@@ -99,9 +105,9 @@ class Client:
             raise protocol.transport_error(error, self._http.base_url) from error
 
     def _generate(
-        self, request: GenerationRequest | Mapping[str, Any], on_progress: OnProgress | None, request_id: str | None
+        self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
     ) -> GenerationResult:
-        reader = protocol.ReplyReader(on_progress)
+        reader = protocol.ReplyReader(listener)
         with self._stream(protocol.body(request), request_id) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
@@ -113,8 +119,12 @@ class Client:
 
     def ready(self) -> bool:
         """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        return self.why_not_ready() is None
+
+    def why_not_ready(self) -> str | None:
+        """Why the service would not take a request now, in its own words; None where it would. Raises as `ready`."""
         try:
-            return self._http.get("/readyz").status_code == httpx.codes.OK
+            return protocol.why_not_ready(self._http.get(protocol.READY_PATH))
         except httpx.RequestError as error:
             raise protocol.transport_error(error, self._http.base_url) from error
 
@@ -167,14 +177,20 @@ class AsyncClient:
         self,
         request: GenerationRequest | Mapping[str, Any],
         *,
+        on_queued: OnQueued | None = None,
         on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
         request_id: str | None = None,
     ) -> GenerationResult:
-        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError."""
+        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError.
+
+        The callbacks are those of a Listener; previews come where the request has preview_every.
+        """
+        listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
         attempt = 0
         while True:
             try:
-                return await self._generate(request, on_progress, request_id)
+                return await self._generate(request, listener, request_id)
             except MultsdError as error:
                 attempt += 1
                 if (seconds := pause(error, attempt=attempt, retries=self._retries)) is None:
@@ -189,9 +205,9 @@ class AsyncClient:
             raise protocol.transport_error(error, self._http.base_url) from error
 
     async def _generate(
-        self, request: GenerationRequest | Mapping[str, Any], on_progress: OnProgress | None, request_id: str | None
+        self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
     ) -> GenerationResult:
-        reader = protocol.ReplyReader(on_progress)
+        reader = protocol.ReplyReader(listener)
         async with self._stream(protocol.body(request), request_id) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
@@ -203,8 +219,12 @@ class AsyncClient:
 
     async def ready(self) -> bool:
         """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        return await self.why_not_ready() is None
+
+    async def why_not_ready(self) -> str | None:
+        """Why the service would not take a request now, in its own words; None where it would. Raises as `ready`."""
         try:
-            return (await self._http.get("/readyz")).status_code == httpx.codes.OK
+            return protocol.why_not_ready(await self._http.get(protocol.READY_PATH))
         except httpx.RequestError as error:
             raise protocol.transport_error(error, self._http.base_url) from error
 

@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+import numpy as np
+from numpy.typing import NDArray
+from rich.color import Color
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.style import Style
+from rich.text import Text
 
 from multsd_client import tensors
 from multsd_client.errors import InvalidRequestError, MultsdError
+from multsd_client.listening import Listener
 from multsd_client.result import GenerationResult
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[tensors.Progress], None]]:
-    """Show a bar while the body runs, from the progress that is given to the function."""
+def progress_bar(console: Console) -> Iterator[Listener]:
+    """Show what the listener hears while the body runs: the place in the queue, a bar, and previews under it.
+
+    Nothing is shown where nobody looks; a terminal without colours shows no previews.
+    """
+    if not console.is_terminal:
+        yield Listener()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("waiting", total=None)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console)
+    task = bar.add_task("waiting", total=None)
 
-        def on_progress(progress: tensors.Progress) -> None:
-            bar.update(task, description="painting", completed=progress.step, total=progress.num_inference_steps)
+    def on_queued(queued: tensors.Queued) -> None:
+        bar.update(task, description=f"waiting, {queued.position} before this one" if queued.position else "next")
 
-        yield on_progress
+    def on_progress(progress: tensors.Progress) -> None:
+        bar.update(task, description="painting", completed=progress.step, total=progress.num_inference_steps)
+
+    with Live(bar, console=console, transient=True) as live:
+
+        def on_preview(preview: tensors.Preview) -> None:
+            live.update(Group(bar, in_blocks(preview.image, width=console.width)))
+
+        shows_previews = console.color_system is not None
+        yield Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview if shows_previews else None)
+
+
+def in_blocks(image: NDArray[np.uint8], *, width: int) -> Text:
+    """A small picture (h, w, 3) in characters, each the upper and the lower half of two pixels; no wider than width."""
+    every = -(-image.shape[1] // width)
+    pixels = image[::every, ::every]
+    pixels = np.concatenate([pixels, pixels[-1:]]) if len(pixels) % 2 else pixels
+    rows = []
+    for upper, lower in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True):
+        styles = [
+            Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below))
+            for above, below in zip(upper, lower, strict=True)
+        ]
+        rows.append(Text.assemble(*(("\u2580", style) for style in styles)))
+    return Text("\n").join(rows)
 
 
 def show_result(console: Console, result: GenerationResult) -> None:
@@ -35,6 +71,18 @@ def show_result(console: Console, result: GenerationResult) -> None:
         console.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=True)
     seconds = result.timings.get("total", 0.0)
     console.print(f"seed {result.seed}, {seconds:.1f} s, {result.unet_rows} UNet rows", soft_wrap=True)
+
+
+def limits_lines(told: Mapping[str, Any]) -> list[str]:
+    """What GET /limits told, a line for each thing; what it did not tell is left out."""
+    checkpoint, limits = told.get("checkpoint") or {}, told.get("limits") or {}
+    most = {"pixels": "max_pixels", "regions": "max_regions", "steps": "max_steps"}
+    lines = {
+        "checkpoint": ", ".join(str(checkpoint[key]) for key in ("name", "family", "digest") if checkpoint.get(key)),
+        "samplers": ", ".join(told.get("schedulers") or ()),
+        "at most": ", ".join(f"{limits[name]:.0f} {unit}" for unit, name in most.items() if name in limits),
+    }
+    return [f"{name}: {text}" for name, text in lines.items() if text]
 
 
 def show_error(console: Console, error: MultsdError) -> None:

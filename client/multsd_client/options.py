@@ -31,3 +31,8 @@ def read_token(file: Path | None) -> str | None:
         return file.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         raise typer.BadParameter(f"{file}: expected a file with a token", param_hint="--token-file") from None
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, without its name, which is told beside it."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import numpy as np
+from PIL import Image
 
 from multsd_client.errors import (
     DeadlineExceededError,
@@ -19,15 +23,15 @@ from multsd_client.errors import (
     ServiceUnavailableError,
     UnauthorizedError,
 )
+from multsd_client.listening import Listener
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
-from multsd_client.tensors import Progress
+from multsd_client.tensors import Preview, Progress, Queued, Update
 
 STREAM_PATH = "/multsd/stream"
 LIMITS_PATH = "/limits"
+READY_PATH = "/readyz"
 REQUEST_ID = "X-Request-Id"
-
-OnProgress = Callable[[Progress], None]
 
 
 def body(request: GenerationRequest | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -68,13 +72,15 @@ class EventReader:
             self._data.append(value)
 
 
-def read_event(event: Event) -> Progress | GenerationResult | None:
+def read_event(event: Event) -> Update | GenerationResult | None:
     """What an event says; None for a kind this client does not know. Raises MultsdError for `error` events."""
-    if event.name == "progress":
+    if (read := _UPDATES.get(event.name)) is not None:
         try:
-            return Progress(event.data["step"], event.data["num_inference_steps"])
+            return read(event.data)
         except KeyError as error:
-            raise ProtocolError(f"progress event: expected {error.args[0]}, found {sorted(event.data)}") from None
+            raise ProtocolError(f"{event.name} event: expected {error.args[0]}, found {sorted(event.data)}") from None
+        except (TypeError, ValueError, OSError, Image.DecompressionBombError) as error:
+            raise ProtocolError(f"{event.name} event: {error}") from None
     if event.name == "result":
         return GenerationResult.from_json(event.data)
     if event.name == "error":
@@ -84,22 +90,33 @@ def read_event(event: Event) -> Progress | GenerationResult | None:
     return None
 
 
+def _preview(data: Mapping[str, Any]) -> Preview:
+    with Image.open(io.BytesIO(base64.b64decode(data["image"], validate=True)), formats=("PNG", "WEBP")) as image:
+        return Preview(np.asarray(image.convert("RGB")))
+
+
+_UPDATES: Mapping[str, Callable[[Mapping[str, Any]], Update]] = {
+    "queued": lambda data: Queued(data["position"]),
+    "progress": lambda data: Progress(data["step"], data["num_inference_steps"]),
+    "preview": _preview,
+}
+
+
 class ReplyReader:
     """Follows a stream of events, line by line, to its result."""
 
-    def __init__(self, on_progress: OnProgress | None) -> None:
+    def __init__(self, listener: Listener) -> None:
         self._events = EventReader()
-        self._on_progress = on_progress
+        self._listener = listener
 
     def feed(self, line: str) -> GenerationResult | None:
         """Take one line; the result when it completes one. Raises MultsdError."""
         event = self._events.feed(line)
         update = None if event is None else read_event(event)
-        if isinstance(update, Progress):
-            if self._on_progress is not None:
-                self._on_progress(update)
-            return None
-        return update
+        if update is None or isinstance(update, GenerationResult):
+            return update
+        self._listener.tell(update)
+        return None
 
 
 def plain_object(response: httpx.Response) -> Mapping[str, Any]:
@@ -107,6 +124,17 @@ def plain_object(response: httpx.Response) -> Mapping[str, Any]:
     if not response.is_success:
         raise error_of(response)
     return _json_object(response.text)
+
+
+def why_not_ready(response: httpx.Response) -> str | None:
+    """What a reply of READY_PATH says is missing; None where nothing is."""
+    if response.is_success:
+        return None
+    try:
+        data = _json_object(response.text)
+    except ProtocolError:
+        data = {}
+    return str(data.get("message", f"not ready: HTTP {response.status_code}"))
 
 
 def error_of(response: httpx.Response) -> MultsdError:

@@ -7,8 +7,8 @@ R regions, region 0 is the background. Names, types and what may be left out are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,9 @@ NEWER_INPUTS: Mapping[str, TensorSpec] = {
     "preview_every": TensorSpec("INT32", (1,), optional=True),
     "deadline_s": TensorSpec("FP32", (1,), optional=True),
 }
+
+# Of a deadline there is no warning: whoever asks the model holds it too.
+_UNSUPPORTED: Mapping[str, str] = {"preview_every": "not used, the served model makes no previews"}
 
 OUTPUTS: Mapping[str, TensorSpec] = {
     "queue_position": TensorSpec("INT32", (1,)),
@@ -170,6 +173,18 @@ def from_tensors(outputs: Mapping[str, Array]) -> Update | Picture:
         )
     except KeyError as error:
         raise ValueError(f"response: expected {error.args[0]}, found {sorted(outputs)}") from None
+
+
+def newer_inputs(request: ModelRequest) -> list[str]:
+    """Which of NEWER_INPUTS a request has."""
+    return [name for name in NEWER_INPUTS if getattr(request, name) is not None]
+
+
+def supported(request: ModelRequest, inputs: Collection[str]) -> tuple[ModelRequest, list[dict[str, str]]]:
+    """The request without the newer inputs that a model of these inputs does not know, and warnings of that."""
+    missing: dict[str, Any] = {name: None for name in newer_inputs(request) if name not in inputs}
+    warnings = [{"field": name, "message": _UNSUPPORTED[name]} for name in missing if name in _UNSUPPORTED]
+    return (replace(request, **missing) if missing else request), warnings
 
 
 def spec_of(name: str) -> TensorSpec:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import queue
-import re
+import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +15,8 @@ import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException
 
-from multsd_client import pictures, replay, tensors
+from multsd_client import pictures, tensors, triton_errors
+from multsd_client.encoding import Output, encode
 from multsd_client.errors import (
     DeadlineExceededError,
     GenerationFailedError,
@@ -23,26 +26,26 @@ from multsd_client.errors import (
     ServiceUnavailableError,
 )
 from multsd_client.fields import json_parameters, note_of_message, note_of_warning
-from multsd_client.protocol import OnProgress
+from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
-from multsd_client.tensors import ModelRequest, Picture, Progress
+from multsd_client.retries import pause
+from multsd_client.tensors import ModelRequest, Picture
+from multsd_client.triton_errors import Meaning
 
 # The model then begins its errors with the code's name. Without it a stream's errors are texts without a code; with
 # Triton's own header `triton_grpc_error` it ends the stream itself, and writes an error of its own into its log.
 NAMED_CODES: Mapping[str, Any] = {"name_error_codes": True}
 
-_CODE = re.compile(r"([A-Z_]{3,40}): (.*)", re.DOTALL)
-
 CALLBACK_S = 5.0
 
-_MAX_MESSAGE = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-
-
-def split_code(message: str) -> tuple[str, str]:
-    """The code's name and the text of a model's error; "UNKNOWN" where it names none."""
-    match = _CODE.fullmatch(message)
-    return (match[1], match[2]) if match else ("UNKNOWN", message)
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Meanwhile every attempt fails at once; gRPC's own go up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 def infer_inputs(request: ModelRequest) -> list[InferInput]:
@@ -77,6 +80,8 @@ def model_request(request: GenerationRequest, *, progress: bool) -> ModelRequest
         seed=request.seed,
         scheduler=request.scheduler,
         view_stride=request.view_stride,
+        preview_every=request.preview_every if progress else None,
+        deadline_s=request.deadline_s,
         progress=progress,
     )
 
@@ -84,8 +89,11 @@ def model_request(request: GenerationRequest, *, progress: bool) -> ModelRequest
 class TritonClient:
     """Blocking client of the served model `multidiffusion`; a context manager. One request at a time.
 
-    url: host:port. timeout: seconds without a sign of life from the model. tls: whether to encrypt, with the system's
-    authorities or those of the PEM file root_certificates. headers: gRPC metadata, such as an authorization.
+    url: host:port. timeout: seconds without a sign of life from the model. retries: how often a request is tried again
+    while the service is not there or full and nothing was answered; its deadline_s holds for all attempts together.
+    embed: whether pictures carry their prompts, masks and parameters, for `multsd replay`. tls: whether to encrypt,
+    with the system's authorities or those of the PEM file root_certificates. headers: gRPC metadata, such as an
+    authorization.
     """
 
     def __init__(
@@ -93,16 +101,18 @@ class TritonClient:
         url: str,
         *,
         timeout: float = 600.0,
+        retries: int = 0,
+        embed: bool = True,
         tls: bool = False,
         root_certificates: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._url = url
         self._timeout = timeout
+        self._retries = retries
+        self._embed = embed
         self._headers = dict(headers or {})
-        self._client = InferenceServerClient(
-            url, ssl=tls, root_certificates=root_certificates, channel_args=_MAX_MESSAGE
-        )
+        self._client = InferenceServerClient(url, ssl=tls, root_certificates=root_certificates, channel_args=_CHANNEL)
 
     def __enter__(self) -> Self:
         return self
@@ -124,18 +134,66 @@ class TritonClient:
             raise _error_of(error, self._url) from None
 
     def generate(
-        self, request: GenerationRequest, *, on_progress: OnProgress | None = None, request_id: str | None = None
+        self,
+        request: GenerationRequest,
+        *,
+        on_queued: OnQueued | None = None,
+        on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
+        request_id: str | None = None,
     ) -> GenerationResult:
-        """Paint one picture; a JPEG unless the request says otherwise. preview_every and deadline_s are not sent.
+        """Paint one picture; a JPEG unless the request says otherwise. The callbacks are those of a Listener.
 
-        Raises MultsdError, and ValueError as `model_request` does.
+        Raises MultsdError; ValueError as `model_request` does, and for an output_format that is none.
         """
-        asked = model_request(request, progress=on_progress is not None)
+        listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
+        output = _output(request, embed=self._embed)
+        asked = model_request(request, progress=listener.hears)
         request_id = request_id or uuid.uuid4().hex
-        return _result(asked, self._paint(asked, on_progress, request_id), request, request_id)
+        end = _end(asked.deadline_s)
+        attempt = 0
+        while True:
+            try:
+                return _result(asked, self._attempt(asked, listener, request_id, end), output, request_id)
+            except MultsdError as error:
+                attempt += 1
+                seconds = pause(error, attempt=attempt, retries=self._retries)
+                if seconds is None or seconds >= end - time.monotonic():
+                    raise
+            time.sleep(seconds)
 
-    def _paint(self, request: ModelRequest, on_progress: OnProgress | None, request_id: str) -> Picture:
+    def _attempt(self, request: ModelRequest, listener: Listener, request_id: str, end: float) -> Picture:
+        """Paint once. end: the deadline on the monotonic clock, seconds."""
+        if end < math.inf:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceededError(f"{self._url}: no reply in time", request_id=request_id)
+            request = replace(request, deadline_s=left)
+        request, warnings = self._supported(request, request_id, end)
+        picture = self._paint(request, listener, request_id, end)
+        return replace(picture, warnings=(*warnings, *picture.warnings))
+
+    def _supported(
+        self, request: ModelRequest, request_id: str, end: float
+    ) -> tuple[ModelRequest, list[dict[str, str]]]:
+        """The request without what the served model does not know, and warnings of that."""
+        if not tensors.newer_inputs(request):
+            return request, []
+        try:
+            metadata = self._client.get_model_metadata(
+                tensors.MODEL, headers=self._headers, client_timeout=self._patience(end)
+            )
+        except InferenceServerException as error:
+            raise _error_of(error, self._url, request_id=request_id) from None
+        return tensors.supported(request, {tensor.name for tensor in metadata.inputs})
+
+    def _patience(self, end: float) -> float:
+        """Seconds until the model has been silent for too long."""
+        return max(min(self._timeout, end - time.monotonic()), 0.0)
+
+    def _paint(self, request: ModelRequest, listener: Listener, request_id: str, end: float) -> Picture:
         answers: queue.SimpleQueue[tuple[InferResult | None, InferenceServerException | None]] = queue.SimpleQueue()
+        answered = False
         self._client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=self._headers)
         try:
             try:
@@ -144,16 +202,16 @@ class TritonClient:
                 )
             except InferenceServerException as ended:  # already; why, the callback was told
                 _, reason = answers.get(timeout=CALLBACK_S)
-                raise _error_of(reason or ended, self._url) from None
+                raise _error_of(reason or ended, self._url, request_id=request_id) from None
             while True:
-                result, error = answers.get(timeout=self._timeout)
+                result, error = answers.get(timeout=self._patience(end))
                 if result is None:
-                    raise _error_of(error, self._url)
+                    raise _error_of(error, self._url, request_id=request_id, answered=answered)
+                answered = True
                 update = tensors.from_tensors(outputs(result))
                 if isinstance(update, Picture):
                     return update
-                if on_progress is not None and isinstance(update, Progress):
-                    on_progress(update)
+                listener.tell(update)
         except queue.Empty:
             raise DeadlineExceededError(f"{self._url}: no reply in time", request_id=request_id) from None
         except ValueError as error:
@@ -162,21 +220,27 @@ class TritonClient:
             self._client.stop_stream(cancel_requests=True)
 
 
-def _result(asked: ModelRequest, picture: Picture, request: GenerationRequest, request_id: str) -> GenerationResult:
+def _end(deadline_s: float | None) -> float:
+    """When a deadline that begins now is over, on the monotonic clock; what is no time at all the model refuses."""
+    return time.monotonic() + deadline_s if deadline_s is not None and deadline_s > 0 else math.inf
+
+
+def _output(request: GenerationRequest, *, embed: bool) -> Output:
+    """How the picture is to be encoded. Raises ValueError for a format that is none."""
     output_format = request.output_format or "jpeg"
     if output_format not in pictures.MEDIA_TYPES:
         raise ValueError(f"output_format: expected {', '.join(pictures.MEDIA_TYPES)}, found {output_format!r}")
-    try:
-        text = replay.to_text(replay.record(asked, picture, output_format=output_format, quality=request.quality))
-        image = pictures.encode(picture.image, output_format, quality=request.quality, text=text)
-    except pictures.TextTooLongError:
-        image = pictures.encode(picture.image, output_format, quality=request.quality)
+    return Output(output_format=output_format, quality=request.quality, embed=embed)
+
+
+def _result(asked: ModelRequest, picture: Picture, output: Output, request_id: str) -> GenerationResult:
+    image, notes = encode(asked, picture, output)
     report = picture.report
     return GenerationResult(
         image=image,
-        media_type=pictures.MEDIA_TYPES[output_format],
+        media_type=pictures.MEDIA_TYPES[output.output_format],
         seed=report["parameters"]["seed"],
-        warnings=tuple(map(note_of_warning, picture.warnings)),
+        warnings=(*map(note_of_warning, picture.warnings), *notes),
         parameters=json_parameters(report["parameters"]),
         timings=report["seconds"],
         unet_rows=report["unet_rows"],
@@ -186,16 +250,23 @@ def _result(asked: ModelRequest, picture: Picture, request: GenerationRequest, r
     )
 
 
-def _error_of(error: InferenceServerException | None, url: str) -> MultsdError:
-    """The exception for an error of the stream: the model's own, or the connection's."""
+def _error_of(
+    error: InferenceServerException | None, url: str, *, request_id: str | None = None, answered: bool = False
+) -> MultsdError:
+    """The exception for an error of the stream: the model's own, or the connection's. answered: see the exception."""
     if error is None:
-        return ProtocolError(f"{url}: expected a response, found none")
-    status = str(error.status() or "").removeprefix("StatusCode.")
-    code, message = (status, error.message()) if status else split_code(error.message())
-    if code in ("INVALID_ARG", "INVALID_ARGUMENT"):
-        return InvalidRequestError(message, errors=[note_of_message(message)])
-    if code in ("UNAVAILABLE", "NOT_FOUND") or "unknown model" in message:
-        return ServiceUnavailableError(f"{url}: {message}")
-    if code in ("CANCELLED", "DEADLINE_EXCEEDED"):
-        return DeadlineExceededError(f"{url}: {message}")
-    return GenerationFailedError(message)
+        return ProtocolError(f"{url}: expected a response, found none", request_id=request_id)
+    status, text = str(error.status() or "").removeprefix("StatusCode."), error.message() or ""
+    told = triton_errors.of_status(status, text) if status else triton_errors.of_text(text)
+    message = told.message
+    match told.meaning:
+        case Meaning.INVALID:
+            return InvalidRequestError(message, errors=[note_of_message(message)], request_id=request_id)
+        case Meaning.NOT_NOW:
+            return ServiceUnavailableError(
+                f"{url}: {message}", retry_after=told.retry_after, request_id=request_id, answered=answered
+            )
+        case Meaning.LATE:
+            return DeadlineExceededError(f"{url}: {message}", request_id=request_id)
+        case Meaning.FAILED:
+            return GenerationFailedError(message, request_id=request_id)

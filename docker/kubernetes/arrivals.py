@@ -7,8 +7,10 @@ Standard library alone, and the same numbers every time. What is simulated:
 
 - Requests arrive at random (Poisson) over four hours: quiet, more, a plateau, a burst at twice the plateau, quiet,
   a burst out of the quiet, quiet.
-- Each asks for as many UNet rows as one of the README's examples. A Triton evaluates `rows_per_second`, shared equally
-  by the requests that it runs; more requests than it may run wait, and past its bounds they are refused.
+- Each needs as many UNet rows as one of the README's examples. A Triton evaluates `rows_per_second`, shared equally by
+  the requests that it runs; more requests than it may run wait, and past its bounds they are refused.
+- What waits is counted as the orchestrator counts it, before it has looked at the masks: by the most rows that a
+  request of that size may need, which are those of the published method.
 - The gateway gives a request to the Triton with the fewest, as it does; a waiting request never moves to another.
 - Kubernetes' algorithm for a target average: replicas = ceil(sum / target), the largest of all triggers, nothing within
   a tenth of the target, and the behaviour of overlays/autoscaling. Metrics are half a minute old. A new Triton takes
@@ -27,9 +29,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-# UNet rows of the README's four examples, and how often each is asked for.
-MIX = ((125, 0.50), (310, 0.30), (1060, 0.15), (4880, 0.05))
-MEAN_ROWS = sum(rows * share for rows, share in MIX)
+# UNet rows of the README's four examples, needed and at most, and how often each is asked for.
+MIX = (((125, 140), 0.50), ((310, 400), 0.30), ((1060, 2000), 0.15), ((4880, 12500), 0.05))
+MEAN_ROWS = sum(needed * share for (needed, _), share in MIX)
 
 # Hours, and how many Tritons the load would keep wholly busy then.
 LOAD = ((0.5, 0.4), (0.5, 1.5), (1.0, 2.5), (0.25, 5.0), (0.75, 0.4), (0.25, 6.0), (0.75, 0.4))
@@ -52,17 +54,18 @@ class Policy:
     """What the number of replicas follows. None: not this trigger. replicas: fixed."""
 
     name: str
-    waiting_seconds: float | None = None  # rows waiting per replica, in seconds of its work
+    waiting_seconds: float | None = None  # rows waiting per replica, at most, in seconds of its work
     busy: float | None = None  # share of the time that a replica's UNet is busy
     replicas: int | None = None
 
 
 @dataclass
 class Request:
-    """A request and the rows that it still needs."""
+    """A request, the rows that it still needs, and the most that it was taken to need."""
 
     arrived: float
     rows: float
+    most_rows: float
 
 
 @dataclass
@@ -79,13 +82,18 @@ class Triton:
         """Requests at work and waiting."""
         return len(self.running) + len(self.waiting)
 
+    @property
+    def waiting_rows(self) -> float:
+        """What the orchestrator counts as waiting."""
+        return sum(each.most_rows for each in self.waiting)
+
     def take(self, request: Request) -> bool:
         """Whether the request is accepted."""
         if len(self.running) < MAX_RUNNING:
             self.running.append(request)
             return True
-        rows = sum(each.rows for each in self.waiting)
-        if len(self.waiting) >= MAX_WAITING or (self.waiting and rows + request.rows > MAX_WAITING_ROWS):
+        rows = self.waiting_rows + request.most_rows
+        if len(self.waiting) >= MAX_WAITING or (self.waiting and rows > MAX_WAITING_ROWS):
             return False
         self.waiting.append(request)
         return True
@@ -130,15 +138,15 @@ def load_at(hours: float) -> float:
     return 0.0
 
 
-def arrivals(rows_per_second: float, seed: int) -> Iterator[tuple[float, int]]:
-    """Seconds and rows of every request."""
+def arrivals(rows_per_second: float, seed: int) -> Iterator[Request]:
+    """Every request in turn."""
     draw = random.Random(seed)  # noqa: S311 - a simulation
     busiest = max(load for _, load in LOAD) * rows_per_second / MEAN_ROWS  # requests a second
     sizes, shares = [rows for rows, _ in MIX], [share for _, share in MIX]
     time = 0.0
     while (time := time + draw.expovariate(busiest)) < HOURS * 3600:
         if draw.random() * busiest < load_at(time / 3600) * rows_per_second / MEAN_ROWS:
-            yield time, draw.choices(sizes, shares)[0]
+            yield Request(time, *draw.choices(sizes, shares)[0])
 
 
 class Scaler:
@@ -210,15 +218,14 @@ def simulate(policy: Policy, *, rows_per_second: float, start_seconds: float, se
     refused = changes = 0
     spent = now = 0.0
     while coming or any(each.held for each in (*tritons, *gone)):
-        while coming and coming[0][0] <= now:
-            arrived, rows = coming.popleft()
-            refused += not offer(tritons, Request(arrived, rows), now)
+        while coming and coming[0].arrived <= now:
+            refused += not offer(tritons, coming.popleft(), now)
         busy = 0.0
         for triton in (*tritons, *gone):
             busy += bool(triton.running) and not triton.leaving
             for request in triton.work(rows_per_second * STEP):
                 seconds.append(now + STEP - request.arrived)
-        scaler.see(now, sum(each.rows for triton in tritons for each in triton.waiting), busy)
+        scaler.see(now, sum(triton.waiting_rows for triton in tritons), busy)
         spent += (len(tritons) + len(gone)) * STEP
         gone = [each for each in gone if each.held]
         if now % SYNC_SECONDS == 0:

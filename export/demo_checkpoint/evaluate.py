@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from demo_checkpoint.core import Core
 from demo_checkpoint.language import COLOURS, PLAIN, SHAPES, TEXTURES, Ground, Thing, caption
-from demo_checkpoint.networks import WINDOW, Networks, load_networks
+from demo_checkpoint.networks import Networks, load_networks
 from demo_checkpoint.pictures import Pixels
 from demo_checkpoint.recognise import ground_share, recognise
 from demo_checkpoint.sampling import sample
@@ -67,13 +68,26 @@ def score(requests: Sequence[Request], pictures: Sequence[Pixels]) -> Score:
 
 
 def paint(
-    networks: Networks, requests: Sequence[Request], seed: int, *, num_inference_steps: int = 35, cells: int = WINDOW
+    networks: Networks,
+    requests: Sequence[Request],
+    seed: int,
+    *,
+    num_inference_steps: int = 35,
+    guidance_scale: float = 7.5,
+    core: Core | None = None,
 ) -> list[Pixels]:
-    """A picture of so many latent cells a side for every request, in batches."""
+    """A picture for every request, in batches; core: see `sample`."""
     pictures: list[Pixels] = []
     for start in range(0, len(requests), BATCH):
         prompts = [request.prompt for request in requests[start : start + BATCH]]
-        pictures += sample(networks, prompts, seed=seed + start, num_inference_steps=num_inference_steps, cells=cells)
+        pictures += sample(
+            networks,
+            prompts,
+            seed=seed + start,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            core=core,
+        )
     return pictures
 
 
@@ -96,13 +110,20 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=35)
+    parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--sheet", type=Path, help="PNG to write the pictures to")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     requests = held_out_requests(arguments.requests, arguments.seed)
     networks = load_networks(arguments.checkpoint)
-    pictures = paint(networks, requests, arguments.seed, num_inference_steps=arguments.steps)
+    pictures = paint(
+        networks,
+        requests,
+        arguments.seed,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+    )
     if arguments.sheet:
         contact_sheet(pictures, [request.prompt for request in requests]).save(arguments.sheet)
     print(json.dumps(asdict(score(requests, pictures))))  # noqa: T201

@@ -24,11 +24,10 @@ WINDOW = 64  # latent cells: the one size the UNet is run at
 LATENT_CHANNELS = 4
 VAE_SCALE_FACTOR = 8
 EMBEDDING = 64  # a vocabulary of about thirty words needs no more
-PICTURE_STD = 0.67  # standard deviation of the training pictures' latents, unscaled
-# Makes the scaled latents' deviation 0.33, not 1. Noise averages out over the cells of a flat object: at 1, the largest
-# would still be plain to see in the noisiest latents of the schedule (0.07 x + 1.0 noise), so that the few steps before
-# it shows would have to decide everything that the prompt says. At 0.33 a third of the steps share that work.
-SCALING_FACTOR = 0.5
+PICTURE_STD = 0.67  # standard deviation of the training pictures' latents: roughly
+# Makes the scaled latents' deviation 0.54, not 1. Noise averages out over the cells of a flat object: the larger the
+# latents, the fewer are the steps before it shows, in which what the prompt says has to be decided.
+SCALING_FACTOR = 0.8
 
 COMPONENTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -59,7 +58,7 @@ def build_unet() -> UNet2DConditionModel:
     """The noise predictor: (B, 4, h, w), timestep (B,), (B, L, D) -> v (B, 4, h, w); h and w multiples of 8.
 
     Four levels, because an object may fill the picture and must come out in one piece: the lowest level sees 64x64
-    cells as 8x8. The upper two are narrow and without attention, because there a channel costs 64 or 16 times as much.
+    cells as 8x8. It alone has attention, and the upper two are narrow: a channel there costs 64 or 16 times as much.
     """
     return UNet2DConditionModel(
         sample_size=WINDOW,
@@ -67,8 +66,8 @@ def build_unet() -> UNet2DConditionModel:
         out_channels=LATENT_CHANNELS,
         block_out_channels=(32, 64, 96, 128),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         cross_attention_dim=EMBEDDING,
         attention_head_dim=4,  # the number of heads, under the name diffusers keeps for old checkpoints
         norm_num_groups=4,  # few groups: a group of few channels normalises a flat colour away
@@ -146,13 +145,20 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule; v-prediction, because epsilon hardly weighs the steps that decide colours."""
+    """Stable Diffusion's noise schedule, stretched to end in noise alone (Lin et al. 2024, arXiv:2305.08891).
+
+    As published it ends with 0.07 x + 1.0 noise, in which large flat objects still show: a network that learned to look
+    for them finds lumps in the pure noise that sampling starts from, and paints those, whatever the prompt says.
+    v-prediction, because epsilon says nothing about a picture where there is only noise.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
         clip_sample=False,
         thresholding=False,
         set_alpha_to_one=False,

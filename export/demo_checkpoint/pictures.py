@@ -22,6 +22,7 @@ TILT = math.radians(12)  # a larger tilt would make a square a diamond, a name t
 STRETCH = 1.25  # masks are seldom square: width and height may differ by this factor
 DARKER = 0.6  # the second tone of a texture keeps the hue
 TONE_OF_BLACK = (85, 85, 85)
+CENTRED = 0.3  # share of the single objects that are large and near the middle, as a prompt without a mask is answered
 COLOUR_JITTER = 6.0  # standard deviation in 1/255: a colour is a small region, not a point
 MIN_CONTRAST = 110.0  # Euclidean, in 1/255: an object is told from its ground
 _OVERSAMPLING = 4
@@ -88,10 +89,12 @@ def flat_ground(colour: Colour, side: int = SIDE) -> npt.NDArray[np.float32]:
     return np.broadcast_to(np.array(colour, np.float32), (side, side, 3))
 
 
-def random_picture(rng: np.random.Generator, side: int = SIDE) -> Picture:
-    """A picture of the training distribution."""
+def random_picture(rng: np.random.Generator, side: int = SIDE, *, easy: float = 0.0) -> Picture:
+    """A picture of the training distribution; easy is the share of those in which only the words matter."""
+    if rng.random() < easy:
+        return _easy_picture(rng, side)
     count = int(rng.choice([0, 1, 2], p=[0.12, 0.83, 0.05]))
-    ground, ground_pixels, avoid = _random_ground(rng, named=count == 0 or rng.random() < 0.35, side=side)
+    ground, ground_pixels, avoid = _random_ground(rng, named=count == 0 or rng.random() < 0.45, side=side)
     things = _random_things(rng, count, avoid)
     placements = random_placements(rng, count)
     objects = [
@@ -106,7 +109,8 @@ def random_placements(rng: np.random.Generator, count: int) -> list[Placement]:
     if count == 0:
         return []
     if count == 1:
-        return [_random_placement(rng, (0.0, 1.0), (0.0, 1.0))]
+        centred = rng.random() < CENTRED
+        return [_centred_placement(rng) if centred else _random_placement(rng, (0.0, 1.0), (0.0, 1.0))]
     cut = rng.uniform(0.35, 0.65)
     halves = [((0.0, cut), (0.0, 1.0)), ((cut, 1.0), (0.0, 1.0))]
     if rng.random() < 0.5:  # one above the other
@@ -129,6 +133,13 @@ def second_tone(colour: Colour) -> Colour:
     return r, g, b
 
 
+def _centred_placement(rng: np.random.Generator) -> Placement:
+    """A large object near the middle: its corners show early in the sampling, so the word for its shape is learned."""
+    radius = rng.uniform(0.27, 0.45)
+    x, y = 0.5 + rng.uniform(-0.05, 0.05, 2)
+    return Placement((float(x), float(y)), (radius, radius))
+
+
 def _random_placement(
     rng: np.random.Generator, x: tuple[float, float], y: tuple[float, float], *, may_crop: bool = True
 ) -> Placement:
@@ -136,7 +147,7 @@ def _random_placement(
     room = min(x[1] - x[0], y[1] - y[0])
     largest = max(LARGEST * room, SMALLEST)
     # Small objects matter, but large ones show the shape, and teach more of the words a picture.
-    diameter = SMALLEST * (largest / SMALLEST) ** (rng.random() ** 0.45)
+    diameter = SMALLEST * (largest / SMALLEST) ** (rng.random() ** 0.7)
     stretch = STRETCH ** rng.uniform(-0.5, 0.5) if rng.random() < 0.5 else 1.0
     radii = (diameter / 2 * stretch, diameter / 2 / stretch)
     margin = 0.3 if may_crop and rng.random() < 0.1 else 1.0  # the share of the radius that stays inside
@@ -150,14 +161,33 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high)) if low < high else (low + high) / 2
 
 
+def _easy_picture(rng: np.random.Generator, side: int) -> Picture:
+    """One large object in the middle of a plain ground: all that differs is what the caption says.
+
+    Where place and size are open too, the first steps of a sampling cannot tell which cells a shape's corners are in,
+    and the words for shapes teach next to nothing until colours and places are known.
+    """
+    named = rng.random() < 0.45
+    colour = str(rng.choice(list(COLOURS)))
+    values = rng.integers(0, 256, 3).tolist() if not named else jittered(COLOURS[colour], rng)
+    ground: Colour = (values[0], values[1], values[2])
+    things = _random_things(rng, 1, [ground])
+    radius = rng.uniform(0.33, 0.39)
+    x, y = 0.5 + rng.uniform(-0.02, 0.02, 2)
+    place = Placement((float(x), float(y)), (radius, radius))
+    coverage = shape_coverage(things[0].shape, place, side)
+    pixels = draw(flat_ground(ground, side), [(coverage, jittered(COLOURS[things[0].colour], rng))])
+    return Picture(pixels, caption(things, Ground(colour) if named else None))
+
+
 def _random_ground(
     rng: np.random.Generator, *, named: bool, side: int
 ) -> tuple[Ground | None, npt.NDArray[np.float32], list[Colour]]:
     """A ground, its pixels, and its colours; a ground without a name is mostly one flat colour of any kind."""
-    if not named and rng.random() < 0.6:
+    if not named and rng.random() < 0.85:
         r, g, b = rng.integers(0, 256, 3).tolist()
         return None, flat_ground((r, g, b), side), [(r, g, b)]
-    texture = PLAIN if rng.random() < 0.7 else str(rng.choice(TEXTURES))
+    texture = PLAIN if rng.random() < 0.65 else str(rng.choice(TEXTURES))
     ground = Ground(str(rng.choice(list(COLOURS))), texture)
     colour = jittered(COLOURS[ground.colour], rng)
     pixels = flat_ground(colour, side)

@@ -6,6 +6,7 @@ B prompts; latents (B, 4, c, c) of c cells a side, pictures (8c, 8c, 3).
 import torch
 from diffusers import DDIMScheduler
 
+from demo_checkpoint.core import POOLED, Core
 from demo_checkpoint.networks import LATENT_CHANNELS, WINDOW, Networks, build_scheduler, build_tokenizer
 from demo_checkpoint.pictures import Pixels
 
@@ -18,16 +19,22 @@ def sample(
     seed: int,
     num_inference_steps: int = 35,
     guidance_scale: float = 7.5,
-    cells: int = WINDOW,
+    core: Core | None = None,
 ) -> list[Pixels]:
-    """Paint one picture a prompt with DDIM; the defaults are those of the HTTP API."""
+    """Paint one picture a prompt with DDIM; the defaults are those of the HTTP API.
+
+    core: paint with it, in place of the UNet, the small picture that it sees.
+    """
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(len(prompts), LATENT_CHANNELS, cells, cells, generator=generator)
+    pooled = POOLED if core else 1
+    shape = (len(prompts), LATENT_CHANNELS, WINDOW // pooled, WINDOW // pooled)
+    latents = torch.randn(shape, generator=generator) / pooled
+    network = core or networks.unet
     prompt_embeds = encode_prompts(networks, [""] * len(prompts) + prompts)  # (2B, L, D)
     scheduler: DDIMScheduler = build_scheduler()
     scheduler.set_timesteps(num_inference_steps)
     for t in scheduler.timesteps:
-        rows = networks.unet(torch.cat([latents, latents]), t, prompt_embeds).sample.float()
+        rows = network(torch.cat([latents, latents]), t, prompt_embeds).sample.float()
         unconditional, conditional = rows.chunk(2)
         guided = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(guided, t, latents).prev_sample

@@ -1,7 +1,8 @@
 """Train the checkpoint: `python -m demo_checkpoint.train PHASE --work FOLDER`.
 
-Phases vae and unet are independent of each other and may run at once; checkpoint writes FOLDER/checkpoint from whatever
-both have reached. A phase can be stopped at any time; the same command goes on from the last state that was written.
+Phase unet, the levels above the core, goes on from phase core; vae is independent of both and may run beside them;
+checkpoint writes FOLDER/checkpoint from whatever they have reached. A phase can be stopped at any time; the same
+command goes on from the last state that was written.
 """
 
 import argparse
@@ -14,9 +15,18 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
+from demo_checkpoint.core import Core, UpperLevels, confine_prompt, grow
 from demo_checkpoint.evaluate import contact_sheet, held_out_requests, paint, score
-from demo_checkpoint.networks import Networks, build_networks, build_scheduler, build_tokenizer, save_checkpoint
-from demo_checkpoint.train_unet import TextToLatents, UnetPlan, unet_batch, unet_loss
+from demo_checkpoint.networks import (
+    SCALING_FACTOR,
+    Networks,
+    build_networks,
+    build_scheduler,
+    build_tokenizer,
+    save_checkpoint,
+)
+from demo_checkpoint.optimizer import BETAS, MuonAndAdamW
+from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetPlan, unet_batch, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
 
@@ -27,6 +37,7 @@ LOG_EVERY = 25
 CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as 50
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
+CHECK_GUIDANCE = 3.0
 
 
 def run(
@@ -64,7 +75,8 @@ def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> No
     vae = build_networks(plan.seed).vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    state = TrainingState(vae, ema_decay=0.995)
+    trained = [weight for weight in vae.parameters() if weight.requires_grad]
+    state = TrainingState(vae, torch.optim.AdamW(trained, weight_decay=0.0, betas=BETAS), ema_decay=0.995)
 
     def loss(step: int) -> torch.Tensor:
         pictures = vae_batch(plan.seed, step).to(memory_format=torch.channels_last)
@@ -75,61 +87,117 @@ def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> No
     run(state, work / "vae.pt", loss, plan.learning_rate(), stop_after=stop_after)
 
 
-def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None, compile_network: bool = False) -> None:
-    """Train UNet and text encoder; the state is work/unet.pt."""
+def train_core(work: Path, plan: UnetPlan, *, stop_after: int | None = None, compile_network: bool = False) -> None:
+    """Train the UNet's core and the text encoder; the state is work/core.pt."""
     networks = build_networks(plan.seed)
+    confine_prompt(networks.unet)
+    network = TextToLatents(Core(networks.unet), networks.text_encoder)
+    state = _trainable(networks, network)
+
+    def check(step: int) -> None:
+        averaged, core = averaged_core(work)
+        _check(averaged, core, step, work)
+
+    _run_unet(state, network, work / "core.pt", plan, check, stop_after=stop_after, compile_network=compile_network)
+
+
+def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None, compile_network: bool = False) -> None:
+    """Train what the UNet has above its core; the state is work/unet.pt.
+
+    The core is that of work/core.pt as it stands when this is started, so this phase may begin beside the other, and be
+    started again when that has ended.
+    """
+    networks, core = averaged_core(work)
+    grow(core, networks.unet)
+    networks.text_encoder.requires_grad_(False)
+    forward = TextToLatents(UpperLevels(networks.unet), networks.text_encoder)
+    state = _trainable(networks, TextToLatents(networks.unet, networks.text_encoder), weight_decay=0.0)
+
+    def check(step: int) -> None:
+        _check(averaged_networks(work), None, step, work)
+
+    _run_unet(state, forward, work / "unet.pt", plan, check, stop_after=stop_after, compile_network=compile_network)
+
+
+def averaged_core(work: Path) -> tuple[Networks, Core]:
+    """The core as it stands in its state, with the moving averages of its weights, and the networks it is a part of."""
+    networks = _with_decoder(build_networks(0), work)
+    core = Core(networks.unet)
+    TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(work / "core.pt"))
+    return networks, core
+
+
+def averaged_networks(work: Path) -> Networks:
+    """The networks as they stand in the states of all phases, with the moving averages of their weights."""
+    networks = _with_decoder(build_networks(0), work)
+    if (work / "unet.pt").exists():
+        TextToLatents(networks.unet, networks.text_encoder).load_state_dict(averaged_weights(work / "unet.pt"))
+    return networks
+
+
+def _with_decoder(networks: Networks, work: Path) -> Networks:
+    if (work / "vae.pt").exists():
+        networks.vae.load_state_dict(averaged_weights(work / "vae.pt"))
+    return Networks(networks.unet.eval(), networks.vae.eval(), networks.text_encoder.eval())
+
+
+def _trainable(networks: Networks, network: TextToLatents, weight_decay: float = 0.01) -> TrainingState:
     # Attention step by step: the backward pass of the fused kernel is slow in bfloat16 on a CPU.
     networks.unet.set_attn_processor(AttnProcessor())
     networks.text_encoder.set_attn_implementation("eager")
-    network = TextToLatents(networks.unet, networks.text_encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of the annotations
-    state = TrainingState(network, ema_decay=0.998, weight_decay=0.01)
-    compiled = torch.compile(network, dynamic=False) if compile_network else network
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of the annotations
+    return TrainingState(network, MuonAndAdamW(network, weight_decay=weight_decay), ema_decay=0.999)
+
+
+def _run_unet(
+    state: TrainingState,
+    network: TextToLatents,
+    path: Path,
+    plan: UnetPlan,
+    check: Callable[[int], None],
+    *,
+    stop_after: int | None,
+    compile_network: bool,
+) -> None:
+    predict = torch.compile(network, dynamic=False) if compile_network else network
     scheduler = build_scheduler()
     tokenizer = build_tokenizer()
 
     def loss(step: int) -> torch.Tensor:
-        stage = plan.stage(step)
-        latents, captions = unet_batch(plan.seed, step, stage.cells, stage.rows)
+        latents, captions = unet_batch(plan, step)
         input_ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-        scaled = latents * networks.vae.config.scaling_factor
-        return unet_loss(compiled, scheduler, scaled, input_ids, seed=step)
+        return unet_loss(predict, scheduler, latents * SCALING_FACTOR, input_ids, plan, seed=step)
 
-    def check(step: int) -> None:
-        requests = held_out_requests(CHECK_REQUESTS, seed=1)
-        cells = plan.stage(step - 1).cells
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            networks = averaged_networks(work)
-            pictures = paint(networks, requests, seed=1, num_inference_steps=CHECK_STEPS, cells=cells)
-        logger.info("step %d, %d cells: %s", step, cells, score(requests, pictures))
-        contact_sheet(pictures, [request.prompt for request in requests]).save(work / f"check-{step}.png")
-
-    run(state, work / "unet.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
+    run(state, path, loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
 
-def averaged_networks(work: Path) -> Networks:
-    """The networks as they stand in the states of both phases, with the moving averages of their weights."""
-    networks = build_networks(0)
-    if (work / "vae.pt").exists():
-        networks.vae.load_state_dict(averaged_weights(work / "vae.pt"))
-    if (work / "unet.pt").exists():
-        TextToLatents(networks.unet, networks.text_encoder).load_state_dict(averaged_weights(work / "unet.pt"))
-    return Networks(networks.unet.eval(), networks.vae.eval(), networks.text_encoder.eval())
+def _check(networks: Networks, core: Core | None, step: int, work: Path) -> None:
+    requests = held_out_requests(CHECK_REQUESTS, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pictures = paint(
+            networks, requests, seed=1, num_inference_steps=CHECK_STEPS, guidance_scale=CHECK_GUIDANCE, core=core
+        )
+    phase = "core" if core else "unet"
+    logger.info("%s step %d: %s", phase, step, score(requests, pictures))
+    contact_sheet(pictures, [request.prompt for request in requests]).save(work / f"check-{phase}-{step}.png")
 
 
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
-    parser.add_argument("phase", choices=["vae", "unet", "checkpoint"])
+    parser.add_argument("phase", choices=["vae", "core", "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two, and leaves a core free")
-    parser.add_argument("--compile", action="store_true", help="halves a step of the unet phase; needs g++")
+    parser.add_argument("--compile", action="store_true", help="halves a step of the core and unet phases; needs g++")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     if arguments.phase == "vae":
         train_vae(arguments.work, VaePlan())
+    elif arguments.phase == "core":
+        train_core(arguments.work, CORE, compile_network=arguments.compile)
     elif arguments.phase == "unet":
-        train_unet(arguments.work, UnetPlan(), compile_network=arguments.compile)
+        train_unet(arguments.work, UPPER, compile_network=arguments.compile)
     else:
         save_checkpoint(arguments.work / "checkpoint", averaged_networks(arguments.work), half=True)
 

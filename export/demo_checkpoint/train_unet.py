@@ -1,6 +1,6 @@
-"""Third phase of the training: UNet and text encoder together.
+"""Second and third phase of the training: the UNet's core with the text encoder, then what lies above the core.
 
-B rows in a batch, L = 77 tokens, (c, c) latent cells: few at first, then the window's 64.
+B rows in a batch, L = 77 tokens, (c, c) latent cells: the core's 16, then the window's 64.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
+from demo_checkpoint.core import POOLED, Core
 from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, UNKNOWN, WINDOW
 from demo_checkpoint.pictures import random_picture
 from demo_checkpoint.train_vae import cell_colours, to_tensor
@@ -21,52 +22,48 @@ from demo_checkpoint.training_state import LearningRate
 CAPTION_DROPOUT = 0.12  # rows that learn the empty prompt, which guidance moves away from
 UNKNOWN_WORD = 0.08  # rows with an unknown word somewhere: it says nothing about the picture
 PIXELS_A_CELL = 2
-NOISY_ROWS = 0.85  # rows with a timestep of NOISY at least; below, a picture of flat areas is plain to see and only
-NOISY = 250  # edges are left to paint
-
-
-@dataclass(frozen=True)
-class Stage:
-    """So many steps on pictures of one size."""
-
-    steps: int
-    cells: int  # the side of the latents
-    rows: int  # of a batch
+EASY_IN_THE_END = 0.15  # share of the pictures: most prompts without a mask are answered by one of these
+NOISY_ROWS = 0.85  # rows with a plan's `noisy` timestep at least; below, a picture of flat areas is plain to see
 
 
 @dataclass(frozen=True)
 class UnetPlan:
-    """How long, on what, and how fast the UNet learns.
+    """How long, on what, and how fast one of the phases learns."""
 
-    Words, colours and the parts of shapes are learned on small latents, where a picture costs a seventh or a third as
-    much; the rest is at the window itself, or large objects would come out in pieces.
-    """
-
-    stages: tuple[Stage, ...] = (Stage(4000, WINDOW // 4, 32), Stage(4500, WINDOW // 2, 32), Stage(2000, WINDOW, 16))
+    steps: int
+    rows: int  # of a batch
+    pooled: int  # cells of the window, a side, that one of the network's cells stands for
+    noisy: int  # timestep
+    peak: float
+    easy: tuple[int, int] | None = None  # steps up to which all pictures are easy, and from which EASY_IN_THE_END are
     seed: int = 0
 
     @property
-    def steps(self) -> int:
-        """In all."""
-        return sum(stage.steps for stage in self.stages)
+    def cells(self) -> int:
+        """The side of the latents."""
+        return WINDOW // self.pooled
 
     def learning_rate(self) -> LearningRate:
-        """Constant for four fifths, so that a longer run can go on from a shorter one's state."""
-        return LearningRate(peak=1e-3, final=2e-5, warmup=100, hold=self.steps * 4 // 5, steps=self.steps)
+        """Constant for three fifths, so that a longer run can go on from a shorter one's state."""
+        return LearningRate(peak=self.peak, final=1e-5, warmup=100, hold=self.steps * 3 // 5, steps=self.steps)
 
-    def stage(self, step: int) -> Stage:
-        """The stage of a step, counted from 0; the last one for any later step."""
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        return self.stages[-1]
+    def easy_at(self, step: int) -> float:
+        """The share of easy pictures among those of a step."""
+        if self.easy is None:
+            return EASY_IN_THE_END
+        first, second = self.easy
+        harder = min(1.0, max(0.0, (step - first) / (second - first)))
+        return (1 - harder) + harder * EASY_IN_THE_END
+
+
+CORE = UnetPlan(steps=8000, rows=32, pooled=POOLED, noisy=400, peak=2e-3, easy=(1000, 3000))
+UPPER = UnetPlan(steps=3000, rows=16, pooled=1, noisy=0, peak=2e-3)
 
 
 class TextToLatents(nn.Module):
-    """UNet and text encoder as the one network that is trained."""
+    """UNet, or its core, and text encoder as the one network that is trained."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel | Core, text_encoder: CLIPTextModel) -> None:
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
@@ -78,13 +75,14 @@ class TextToLatents(nn.Module):
         return predicted
 
 
-def unet_batch(seed: int, step: int, cells: int, rows: int) -> tuple[torch.Tensor, list[str]]:
+def unet_batch(plan: UnetPlan, step: int) -> tuple[torch.Tensor, list[str]]:
     """The unscaled latents (B, 4, c, c) and captions of a step, drawn afresh: no picture is ever seen twice.
 
     A cell's mean colour needs no more than 2x2 pixels, each of them anti-aliased.
     """
-    rng = np.random.default_rng((seed, 2, step))
-    pictures = [random_picture(rng, PIXELS_A_CELL * cells) for _ in range(rows)]
+    rng = np.random.default_rng((plan.seed, 2, plan.pooled, step))
+    easy = plan.easy_at(step)
+    pictures = [random_picture(rng, PIXELS_A_CELL * plan.cells, easy=easy) for _ in range(plan.rows)]
     latents = cell_colours(to_tensor([picture.pixels for picture in pictures]), PIXELS_A_CELL)
     return latents, [_disturbed(picture.caption, rng) for picture in pictures]
 
@@ -94,25 +92,37 @@ def unet_loss(
     scheduler: DDIMScheduler,
     latents: torch.Tensor,
     input_ids: torch.Tensor,
+    plan: UnetPlan,
     seed: int,
 ) -> torch.Tensor:
     """The weighted squared error of v at random timesteps; seed decides noise and timesteps.
 
-    A row's error counts relative to what the best linear guess from the noisy latents would leave (Karras et al. 2022,
-    appendix B.6), so that every timestep teaches as much as any other although v is small where noise is large.
+    Noise averaged over pooled x pooled cells has a deviation of 1 / pooled. The whole UNet's error counts twice, cell
+    by cell and pooled as the core's: what a prompt decides is in the means over many cells, and their share of the
+    error cell by cell is small.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = len(latents)
-    noise = torch.randn(latents.shape, generator=generator)
-    earliest = torch.where(torch.rand(rows, generator=generator) < NOISY_ROWS, NOISY, 0)
+    noise = torch.randn(latents.shape, generator=generator) / plan.pooled
+    earliest = torch.where(torch.rand(rows, generator=generator) < NOISY_ROWS, plan.noisy, 0)
     timesteps = (earliest + (1000 - earliest) * torch.rand(rows, generator=generator)).long().clamp(max=999)
     noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predicted = network(noisy, timesteps, input_ids)
-    errors = F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timesteps), reduction="none")
+    signal = scheduler.alphas_cumprod[timesteps]
+    errors = predicted.float() - scheduler.get_velocity(latents, noise, timesteps)
+    loss = _relative(errors, signal, plan.pooled)
+    return loss if plan.pooled == POOLED else loss + _relative(F.avg_pool2d(errors, POOLED), signal, POOLED)
+
+
+def _relative(errors: torch.Tensor, signal: torch.Tensor, pooled: int) -> torch.Tensor:
+    """The mean square of errors (B, 4, c, c) relative to the best linear guess's.
+
+    That makes every timestep teach as much as any other although v is small where noise is large (Karras et al. 2022,
+    appendix B.6). signal: the share (B,) of the latents' variance in the noisy ones.
+    """
     variance = (PICTURE_STD * SCALING_FACTOR) ** 2
-    signal: torch.Tensor = scheduler.alphas_cumprod[timesteps]
-    return (errors.mean((1, 2, 3)) * (signal + (1 - signal) / variance)).mean()
+    return (errors.square().mean((1, 2, 3)) * (signal * pooled**2 + (1 - signal) / variance)).mean()
 
 
 def _disturbed(caption: str, rng: np.random.Generator) -> str:

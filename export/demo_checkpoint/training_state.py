@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -47,13 +48,32 @@ class Phases:
         return self.parts[-1].final
 
 
+class Optimizer(Protocol):
+    """What a training needs of torch's optimizers."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Each with its "lr"."""
+
+    def step(self) -> object:
+        """One update from the gradients."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` goes on from."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a `state_dict`."""
+
+
 class TrainingState:
     """A network, the moving average of its weights, its optimizer, and how many steps they have seen."""
 
-    def __init__(self, network: nn.Module, *, ema_decay: float, weight_decay: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, optimizer: Optimizer, *, ema_decay: float) -> None:
         self.network = network
-        trained = [weight for weight in network.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, weight_decay=weight_decay, betas=(0.9, 0.99))
+        self.optimizer = optimizer
         self.ema_decay = ema_decay
         self.ema = {name: weight.detach().clone() for name, weight in network.state_dict().items()}
         self.step = 0
@@ -80,11 +100,13 @@ class TrainingState:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; weights that are not trained stay as they are, for they come from elsewhere."""
         content = torch.load(path, weights_only=True)
-        self.network.load_state_dict(content["network"])
+        frozen = {name for name, weight in self.network.named_parameters() if not weight.requires_grad}
+        trained = {name: weight for name, weight in content["network"].items() if name not in frozen}
+        self.network.load_state_dict({**self.network.state_dict(), **trained})
         self.optimizer.load_state_dict(content["optimizer"])
-        self.ema = content["ema"]
+        self.ema.update({name: content["ema"][name] for name in trained})
         self.step = content["step"]
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ Each artefact is a folder with a stamp that records what it was made from. It is
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,22 +14,25 @@ import torch
 
 from multsd_export.audit import check_audit
 from multsd_export.checkpoint import Checkpoint
-from multsd_export.contract import ModelConfig, check_graph
+from multsd_export.contract import ModelConfig, check_tensors, graph_tensors
 from multsd_export.digests import file_digest, folder_digests, value_digest
 from multsd_export.folders import replacing_folder
 from multsd_export.json_files import write_json
 from multsd_export.manifest import PACKAGE_FOLDER, files_intact, package_versions
 from multsd_export.networks import DTYPES, Network
 from multsd_export.onnx_export import MODEL_FILE, OPSET, export_onnx
-from multsd_export.palette import COLOURS, PALETTE_FILE, SEED, write_palette
+from multsd_export.palette import COLOURS, PALETTE_FILE, SEED, Encode, write_palette
 from multsd_export.parity import measure_parity
 from multsd_export.profiles import Precision
 
 STAMP_FILE = "stamp.json"
 NETWORK_SOURCES = (
+    "artefacts.py",
     "audit.py",
+    "contract.py",
     "data/trt_supported_ops.json",
     "lora_fusion.py",
+    "modules.py",
     "networks.py",
     "onnx_export.py",
     "parity.py",
@@ -75,25 +78,34 @@ def network_artefact(
         ParityError, ContractError, CheckpointError: nothing is kept of it.
         AuditError: TensorRT would not take the graph, and the graph is in half precision, which is made for it.
     """
-    key = _network_key(network, checkpoint, effort)
-    folder = work_dir / _folder_name(network)
+    key = network_key(network, checkpoint, NETWORK_SOURCES, opset=OPSET, batches=effort.batches)
+    folder = work_dir / artefact_folder(network)
     artefact = kept(folder, key) or _make_network(network, key, folder, progress, effort)
-    check_graph(artefact.folder / MODEL_FILE, contract)
+    check_tensors(artefact.facts["tensors"], contract)
     progress(1)
     return artefact
 
 
 def palette_artefact(
-    vae_encoder: Artefact, checkpoint: Checkpoint, work_dir: Path, progress: Progress, colours: int = COLOURS
+    vae_encoder: Artefact,
+    encode: Callable[[], Encode],
+    checkpoint: Checkpoint,
+    work_dir: Path,
+    progress: Progress,
+    colours: int = COLOURS,
 ) -> Artefact:
-    """The palette, encoded by the exported VAE encoder; made only where it is not there yet."""
-    folder = work_dir / "palette"
+    """The palette, encoded by the exported VAE encoder; made only where it is not there yet.
+
+    Args:
+        encode: loads the encoder.
+    """
+    folder = work_dir / vae_encoder.folder.name.replace("vae_encoder", "palette")
     scale = (checkpoint.window, checkpoint.vae_scale_factor, checkpoint.scaling_factor)
     key = value_digest([vae_encoder.key, scale, colours, SEED, _source_digest("palette.py")])
     artefact = kept(folder, key)
     if artefact is None:
         with replacing_folder(folder) as partial:
-            write_palette(vae_encoder.folder / MODEL_FILE, checkpoint, partial / PALETTE_FILE, progress, colours)
+            write_palette(encode(), checkpoint, partial / PALETTE_FILE, progress, colours)
             write_stamp(partial, key, {"colours": colours})
         artefact = read_stamp(folder)
     progress(1)
@@ -114,16 +126,28 @@ def _make_network(network: Network, key: str, folder: Path, progress: Progress, 
         if effort.batches:
             compared = islice(batches, effort.batches)
             parity = asdict(measure_parity(network, module.float(), partial / MODEL_FILE, compared))
-        facts = {"parameters": parameters, "precision": network.precision, "parity": parity, "audit": asdict(audit)}
+        facts = {
+            "parameters": parameters,
+            "precision": network.precision,
+            "parity": parity,
+            "audit": asdict(audit),
+            "tensors": graph_tensors(partial / MODEL_FILE),
+        }
         write_stamp(partial, key, facts)
     return read_stamp(folder)
 
 
-def _folder_name(network: Network) -> str:
+def artefact_folder(network: Network) -> str:
+    """The name of a network's folder: one for each precision."""
     return network.name if network.precision is Precision.FP32 else f"{network.name}-{network.precision}"
 
 
-def _network_key(network: Network, checkpoint: Checkpoint, effort: Effort) -> str:
+def network_key(network: Network, checkpoint: Checkpoint, sources: Iterable[str], **more: object) -> str:
+    """The digest of everything that a network's artefact depends on.
+
+    Args:
+        sources: files of this package that decide what it is.
+    """
     return value_digest(
         {
             "network": network.name,
@@ -136,10 +160,9 @@ def _network_key(network: Network, checkpoint: Checkpoint, effort: Effort) -> st
                 [facts.max_length for facts in checkpoint.text_encoders],
             ],
             "family": checkpoint.family,
-            "batches": effort.batches,
-            "sources": [_source_digest(name) for name in NETWORK_SOURCES],
-            "opset": OPSET,
+            "sources": [_source_digest(name) for name in sources],
             "versions": package_versions(),
+            **more,
         }
     )
 

@@ -8,21 +8,23 @@ from typing import Any
 
 from multsd_export.artefacts import FULL_EFFORT, Artefact, Effort, Progress, network_artefact, palette_artefact
 from multsd_export.checkpoint import Checkpoint
-from multsd_export.compose import ORCHESTRATOR, VAE_TILE, Engine, Parts, compose, read_contracts
-from multsd_export.contract import ModelConfig, family_contract, graph_tensors
+from multsd_export.compose import ORCHESTRATOR, VAE_TILE, Parts, compose, read_contracts
+from multsd_export.contract import ModelConfig, family_contract
 from multsd_export.digests import folder_digests
 from multsd_export.engines.artefact import engine_artefact
 from multsd_export.engines.machine import Machine
 from multsd_export.engines.settings import EngineSettings
-from multsd_export.engines.shapes import Sides, shape_ranges
+from multsd_export.engines.shapes import ShapeRange, Sides, shape_ranges
 from multsd_export.families import FAMILY_MODELS
 from multsd_export.folders import replacing_folder
 from multsd_export.json_files import write_json
 from multsd_export.manifest import FORMAT, MANIFEST_FILE
 from multsd_export.networks import Network, networks_of
 from multsd_export.onnx_export import MODEL_FILE
+from multsd_export.palette import onnx_encoder, torch_encoder
 from multsd_export.parity import RELATIVE_LIMITS
-from multsd_export.profiles import Precision, Profile
+from multsd_export.profiles import Precision, Profile, Served
+from multsd_export.torch_weights import weights_artefact
 
 StageProgress = Callable[[str, float], None]  # told the stage and the share of it that is done
 
@@ -59,51 +61,72 @@ def build(
     networks = networks_of(checkpoint, precision)
     contracts = read_family_contracts(repository, networks)
     artefacts = {
-        network.name: network_artefact(
-            network, checkpoint, contracts[network.name], work_dir, partial(progress, network.name), effort
+        network.name: _artefact(
+            network, checkpoint, contracts[network.name], profile, work_dir, partial(progress, network.name), effort
         )
         for network in networks
     }
-    palette = palette_artefact(
-        artefacts["vae_encoder"], checkpoint, work_dir, partial(progress, "palette"), effort.colours
-    )
+    palette = _palette(networks, artefacts, checkpoint, profile, work_dir, partial(progress, "palette"), effort)
+    ranges = {}
+    if profile.served is not Served.ONNX:
+        ranges = {
+            network.name: input_ranges(network, artefacts[network.name], checkpoint, contracts[network.name])
+            for network in networks
+        }
     engines = {}
     if engine_plan:
         engines = {
-            network.name: build_engine_of(
-                network,
-                artefacts[network.name],
-                checkpoint,
-                contracts[network.name].max_batch_size,
-                engine_plan,
-                partial(progress, f"{network.name} engine"),
+            name: engine_artefact(
+                artefacts[name], own, engine_plan.settings, engine_plan.machine, partial(progress, f"{name} engine")
             )
-            for network in networks
+            for name, own in ranges.items()
         }
-    parts = Parts(repository, profile, checkpoint, artefacts, palette, engines)
+    parts = Parts(repository, profile, checkpoint, artefacts, palette, engines, ranges)
     with replacing_folder(output) as target:
         compose(parts, contracts, target)
         write_json(target / MANIFEST_FILE, manifest(parts, contracts["unet"].max_batch_size, target, inputs))
     progress("compose", 1)
 
 
-def build_engine_of(
+def _artefact(
     network: Network,
-    artefact: Artefact,
     checkpoint: Checkpoint,
-    max_batch_size: int,
-    plan: EnginePlan,
+    contract: ModelConfig,
+    profile: Profile,
+    work_dir: Path,
     progress: Progress,
-) -> Engine:
-    """The engine of a network's ONNX file, for every shape that the orchestrator asks of it.
+    effort: Effort,
+) -> Artefact:
+    """What a profile makes of a network; engines are made of its ONNX file afterwards."""
+    if profile.served is Served.WEIGHTS:
+        return weights_artefact(network, checkpoint, contract, work_dir, progress)
+    return network_artefact(network, checkpoint, contract, work_dir, progress, effort)
 
-    Raises:
-        EngineError: TensorRT builds none.
-    """
+
+def _palette(
+    networks: Sequence[Network],
+    artefacts: Mapping[str, Artefact],
+    checkpoint: Checkpoint,
+    profile: Profile,
+    work_dir: Path,
+    progress: Progress,
+    effort: Effort,
+) -> Artefact:
+    artefact = artefacts["vae_encoder"]
+    (network,) = (each for each in networks if each.name == "vae_encoder")
+    encode = partial(onnx_encoder, artefact.folder / MODEL_FILE)
+    if profile.served is Served.WEIGHTS:
+        encode = partial(torch_encoder, network)
+    return palette_artefact(artefact, encode, checkpoint, work_dir, progress, effort.colours)
+
+
+def input_ranges(
+    network: Network, artefact: Artefact, checkpoint: Checkpoint, contract: ModelConfig
+) -> dict[str, ShapeRange]:
+    """Every shape of the network's inputs that the orchestrator asks for."""
     sides = Sides(window=checkpoint.window, tile=VAE_TILE, cell=checkpoint.vae_scale_factor)
-    inputs = graph_tensors(artefact.folder / MODEL_FILE)["inputs"]
-    ranges = shape_ranges(network, inputs, max_batch_size=max_batch_size, sides=sides)
-    return Engine(engine_artefact(artefact, ranges, plan.settings, plan.machine, progress), ranges)
+    inputs = artefact.facts["tensors"]["inputs"]
+    return shape_ranges(network, inputs, max_batch_size=contract.max_batch_size, sides=sides)
 
 
 def read_family_contracts(repository: Path, networks: Sequence[Network]) -> dict[str, ModelConfig]:
@@ -126,6 +149,7 @@ def manifest(parts: Parts, unet_max_batch_size: int, target: Path, inputs: Mappi
     return {
         "format": FORMAT,
         "profile": parts.profile.name,
+        "device": parts.profile.device,
         "precision": inputs["precision"],
         "checkpoint": {
             "name": checkpoint.name,
@@ -150,11 +174,11 @@ def manifest(parts: Parts, unet_max_batch_size: int, target: Path, inputs: Mappi
             name: {
                 "precision": artefact.facts["precision"],
                 "parameters": artefact.facts["parameters"],
-                **graph_tensors(artefact.folder / MODEL_FILE),
+                **artefact.facts["tensors"],
             }
             for name, artefact in parts.networks.items()
         },
-        "engines": {name: dict(engine.artefact.facts) for name, engine in parts.engines.items()},
+        "engines": {name: dict(artefact.facts) for name, artefact in parts.engines.items()},
         "inputs": dict(inputs),
         "files": folder_digests(target),
     }

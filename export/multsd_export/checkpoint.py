@@ -47,7 +47,8 @@ class Checkpoint:
     pooled_dim: int | None  # of text_embeds, where the UNet takes them
     time_ids: bool  # whether the UNet takes sizes and crops
     force_zeros_for_empty_prompt: bool
-    vae_upcast: bool  # the VAE overflows in half precision
+    upcast_attention: bool  # the UNet's attention overflows in half precision
+    vae_upcast: bool  # the VAE does
     prediction_type: str
     weights: Mapping[str, Weights]  # component -> its files
     loras: tuple[Lora, ...]  # fused into UNet and text encoders, in this order
@@ -116,6 +117,7 @@ def read_checkpoint(path: Path, source: Source | None = None, loras: Sequence[Lo
         pooled_dim=_integer(configs["text_encoder_2"], "text_encoder_2", "projection_dim") if sdxl else None,
         time_ids=sdxl,
         force_zeros_for_empty_prompt=sdxl and bool(model_index.get("force_zeros_for_empty_prompt", True)),
+        upcast_attention=bool(unet.get("upcast_attention", False)),
         vae_upcast=sdxl and bool(vae.get("force_upcast", True)),  # Stable Diffusion 1 and 2 are published in half
         prediction_type=configs["scheduler"].get("prediction_type", "epsilon"),
         weights=weights,

@@ -24,7 +24,7 @@ from multsd_export.json_files import write_json
 from multsd_export.lora import read_lora
 from multsd_export.manifest import composed_manifest, read_manifest
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import PROFILES, Precision, ProfileName
+from multsd_export.profiles import CUDA_GRAPHS, PROFILES, Device, Precision, ProfileName, torch_profile
 from multsd_export.sources import resolve_source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -33,7 +33,7 @@ console = Console(stderr=True)
 Loras = Annotated[
     list[str] | None, typer.Option("--lora", help="FILE.safetensors[:SCALE], fused into the weights; may be repeated.")
 ]
-WorkDir = Annotated[Path, typer.Option(help="Keeps ONNX files and engines for the next export.")]
+WorkDir = Annotated[Path, typer.Option(help="Keeps ONNX files, engines and weights for the next export.")]
 Composed = Annotated[Path, typer.Argument(metavar="REPOSITORY", help="A composed repository.")]
 CHECKPOINT = "Checkpoint folder in diffusers layout, or a hub repository owner/name@commit."
 
@@ -60,7 +60,8 @@ def main(
     repository: Annotated[Path, typer.Option(help="The committed contracts and code.")] = Path("model_repository"),
     work_dir: WorkDir = Path("build/onnx"),
     lora: Loras = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of the graphs; left out, the profile's.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the networks; left out, the profile's.")] = None,
+    device: Annotated[Device, typer.Option(help="What the torch profile runs on.")] = Device.GPU,
     optimization_level: Annotated[
         int, typer.Option(min=0, max=5, help="Of engines: 0 builds fastest, 5 searches longest for fast kernels.")
     ] = EngineSettings.optimization_level,
@@ -79,10 +80,9 @@ def main(
         source = resolve_source(checkpoint, work_dir / "sources")
         _stay_offline()
         loras = tuple(read_lora(text) for text in lora or ())
+        chosen = torch_profile(device) if profile is ProfileName.TORCH else PROFILES[profile]
         engines = EngineSettings(optimization_level, workspace_mib)
-        options = Options(
-            source.path, output, repository, work_dir, PROFILES[profile], force, precision, source, loras, engines
-        )
+        options = Options(source.path, output, repository, work_dir, chosen, force, precision, source, loras, engines)
         with _bars() as bars:
             changed = export(options, ProgressBars(bars))
     state = "written" if changed else "up to date"
@@ -116,6 +116,10 @@ def verify_repository(
     url: Annotated[str, typer.Option(help="host:port of the gRPC endpoint of the Triton that serves it.")] = (
         "localhost:8001"
     ),
+    graphs_url: Annotated[
+        str | None,
+        typer.Option(help=f"Of another Triton that serves it with --model-config-name={CUDA_GRAPHS}, to compare."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=3, help="Of the picture that is compared.")] = 10,
     report: Annotated[Path | None, typer.Option(help="Where the report goes as JSON.")] = None,
     lora: Loras = None,
@@ -131,7 +135,7 @@ def verify_repository(
         from multsd_export.verify.run import Verification, verify  # torch takes seconds to import
 
         with _bars() as bars:
-            found = verify(Verification(repository, read, url, steps), ProgressBars(bars))
+            found = verify(Verification(repository, read, url, steps, graphs_url), ProgressBars(bars))
         if report:
             write_json(report, found.as_json())
     for table in found.tables():
@@ -162,5 +166,8 @@ def _bars() -> Progress:
 
 def _print_parity(manifest: Mapping[str, Any]) -> None:
     for name, facts in manifest["parity"]["networks"].items():
+        if facts is None:
+            console.print(f"  {name}: torch itself", highlight=False)
+            continue
         dependent = "; a row's last bits depend on its batch" if facts["rows_independent"] is False else ""
         console.print(f"  {name}: {facts['relative_error']:.1e} from torch{dependent}", highlight=False)

@@ -11,36 +11,21 @@ from typing import Any
 
 from multsd_export.artefacts import Artefact
 from multsd_export.checkpoint import Checkpoint, TextEncoderFacts
-from multsd_export.contract import (
-    ModelConfig,
-    graph_tensors,
-    merge_config,
-    parse_config,
-    read_config,
-    write_config,
-)
-from multsd_export.engines.serving import engine_config
+from multsd_export.contract import ModelConfig, merge_config, parse_config, read_config, write_config
 from multsd_export.engines.shapes import ShapeRange
 from multsd_export.errors import RepositoryError
 from multsd_export.json_files import write_json
-from multsd_export.onnx_export import MODEL_FILE
 from multsd_export.palette import PALETTE_FILE
 from multsd_export.profiles import Profile
+from multsd_export.serving import served_config
 from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
 
 CONFIG_FILE = "config.pbtxt"
+VARIANTS_FOLDER = "configs"  # of a model; Triton looks here for what --model-config-name names
 VERSION = "1"  # Triton's version folder
 ORCHESTRATOR = "multidiffusion"
 CHECKPOINT_FOLDER = "checkpoint"
 VAE_TILE = 128  # latent cells, 1024 pixels: the longest side decoded at once, for the VAE's memory grows with it
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A network's engine and what it was built for."""
-
-    artefact: Artefact
-    ranges: Mapping[str, ShapeRange]
 
 
 @dataclass(frozen=True)
@@ -50,9 +35,10 @@ class Parts:
     repository: Path  # the committed sources
     profile: Profile
     checkpoint: Checkpoint
-    networks: Mapping[str, Artefact]  # ONNX files
+    networks: Mapping[str, Artefact]  # ONNX files or weights
     palette: Artefact
-    engines: Mapping[str, Engine] = field(default_factory=dict)  # served instead, where the profile runs engines
+    engines: Mapping[str, Artefact] = field(default_factory=dict)  # served instead, where the profile runs engines
+    ranges: Mapping[str, Mapping[str, ShapeRange]] = field(default_factory=dict)  # of networks on a GPU: their inputs
 
 
 def read_contracts(repository: Path, required: set[str]) -> dict[str, ModelConfig]:
@@ -70,17 +56,19 @@ def read_contracts(repository: Path, required: set[str]) -> dict[str, ModelConfi
 
 def compose(parts: Parts, contracts: Mapping[str, ModelConfig], target: Path) -> None:
     """Write every model into an empty folder."""
-    merged = {
+    configs = {
         name: merge_config(contract, parse_config(parts.profile.settings(name))) for name, contract in contracts.items()
     }
-    _describe(merged[ORCHESTRATOR], parts.checkpoint)
-    for name, engine in parts.engines.items():
-        tensors = graph_tensors(parts.networks[name].folder / MODEL_FILE)
-        merged[name] = engine_config(merged[name], tensors, engine.ranges)
-    for name, config in merged.items():
+    _describe(configs[ORCHESTRATOR], parts.checkpoint)
+    for name, artefact in parts.networks.items():
+        for key, value in artefact.facts.get("runner", {}).items():
+            configs[name].parameters[key].string_value = value
+    for name, ranges in parts.ranges.items():
+        configs[name] = served_config(configs[name], parts.networks[name].facts["tensors"], ranges)
+    for name, config in configs.items():
         _write_model(parts, config, target / name)
     checkpoint_folder = target / ORCHESTRATOR / VERSION / CHECKPOINT_FOLDER
-    _write_checkpoint(parts, merged["unet"].max_batch_size, checkpoint_folder)
+    _write_checkpoint(parts, configs["unet"].max_batch_size, checkpoint_folder)
 
 
 def _describe(config: ModelConfig, checkpoint: Checkpoint) -> None:
@@ -105,19 +93,25 @@ def _write_model(parts: Parts, config: ModelConfig, target: Path) -> None:
     version = target / VERSION
     version.mkdir(parents=True)
     write_config(config, target / CONFIG_FILE)
+    for variant, models in parts.profile.variants.items():
+        if config.name in models:
+            file = target / VARIANTS_FOLDER / f"{variant}.pbtxt"
+            file.parent.mkdir(exist_ok=True)
+            write_config(merge_config(config, parse_config(models[config.name])), file)
     source = parts.repository / config.name / VERSION
     if source.is_dir():
         shutil.copytree(source, version, ignore=shutil.ignore_patterns("__pycache__", ".*"), dirs_exist_ok=True)
-    if config.name in parts.engines:
-        _copy_artefact(parts.engines[config.name].artefact, version)
-    elif config.name in parts.networks:
-        _copy_artefact(parts.networks[config.name], version)
+    if config.name in parts.networks:
+        _copy_artefact(parts.engines.get(config.name, parts.networks[config.name]), version)
         if parts.profile.runner:
-            shutil.copyfile(parts.profile.runner, version / "model.py")
+            shutil.copyfile(parts.profile.runner.model, version / "model.py")
+            for sibling in parts.profile.runner.siblings:
+                shutil.copyfile(sibling, version / sibling.name)
 
 
 def _copy_artefact(artefact: Artefact, target: Path) -> None:
     for name in artefact.files:
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(artefact.folder / name, target / name)
 
 

@@ -1,6 +1,6 @@
-"""Tensor contracts: `config.pbtxt` files as protobuf messages, and whether an ONNX graph keeps one."""
+"""Tensor contracts: `config.pbtxt` files as protobuf messages, and whether a network keeps one."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from tritonclient.grpc import model_config_pb2
 from multsd_export.errors import ContractError, RepositoryError
 from multsd_export.families import FAMILY_TENSORS
 
-ELEMENT_TYPES = {
-    model_config_pb2.TYPE_FP32: onnx.TensorProto.FLOAT,
-    model_config_pb2.TYPE_FP16: onnx.TensorProto.FLOAT16,
-    model_config_pb2.TYPE_INT32: onnx.TensorProto.INT32,
-    model_config_pb2.TYPE_INT64: onnx.TensorProto.INT64,
+DATA_TYPES: Mapping[int, int] = {
+    onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
+    onnx.TensorProto.FLOAT16: model_config_pb2.TYPE_FP16,
+    onnx.TensorProto.INT32: model_config_pb2.TYPE_INT32,
+    onnx.TensorProto.INT64: model_config_pb2.TYPE_INT64,
 }
 ModelConfig = Any  # inference.ModelConfig; the generated module has no types
+# "inputs" and "outputs" of a network: name, Triton's data_type, and dims with -1 for what is dynamic
+Tensors = Mapping[str, Sequence[Mapping[str, Any]]]
 ANY = -1  # a dimension that may differ from call to call
 HEADER = "# Composed by multsd-export from the committed contract and a profile's settings; edit those, not this.\n"
 
@@ -70,53 +72,48 @@ def family_contract(contract: ModelConfig, inputs: Collection[str], outputs: Col
     return trimmed
 
 
-def graph_tensors(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """An ONNX file's inputs and outputs: name, Triton's data type, and dims with -1 for what is dynamic."""
+def graph_tensors(file: Path) -> Tensors:
+    """An ONNX file's inputs and outputs."""
     graph = onnx.load(str(file), load_external_data=False).graph
     return {"inputs": [_tensor(value) for value in graph.input], "outputs": [_tensor(value) for value in graph.output]}
 
 
 def _tensor(value: Any) -> dict[str, Any]:
     tensor_type = value.type.tensor_type
-    data_type = next(declared for declared, element in ELEMENT_TYPES.items() if element == tensor_type.elem_type)
-    return {
-        "name": value.name,
-        "data_type": model_config_pb2.DataType.Name(data_type),
-        "dims": _graph_dims(tensor_type),
-    }
+    dims = [dim.dim_value if dim.HasField("dim_value") else ANY for dim in tensor_type.shape.dim]
+    return {"name": value.name, "data_type": _type_name(tensor_type.elem_type), "dims": dims}
 
 
-def check_graph(file: Path, contract: ModelConfig) -> None:
-    """Hold an ONNX file's inputs and outputs to a contract.
+def _type_name(element: int) -> str:
+    """Triton's name of an ONNX element type; ONNX's own where no network of ours may have it."""
+    if element in DATA_TYPES:
+        return str(model_config_pb2.DataType.Name(DATA_TYPES[element]))
+    return str(onnx.TensorProto.DataType.Name(element))
+
+
+def check_tensors(tensors: Tensors, contract: ModelConfig) -> None:
+    """Hold a network's inputs and outputs to a contract.
 
     Raises:
         ContractError: a tensor is missing or too many, or its type or a dimension differs.
     """
-    graph = onnx.load(str(file), load_external_data=False).graph
-    batched = contract.max_batch_size > 0
-    _check_tensors(contract.name, "input", contract.input, graph.input, batched)
-    _check_tensors(contract.name, "output", contract.output, graph.output, batched)
+    for kind, declared in (("input", contract.input), ("output", contract.output)):
+        actual = {tensor["name"]: tensor for tensor in tensors[f"{kind}s"]}
+        names = sorted(tensor.name for tensor in declared)
+        if names != sorted(actual):
+            raise ContractError(f"{contract.name}: {kind}s are {sorted(actual)}, config.pbtxt says {names}.")
+        for tensor in declared:
+            where = f"{contract.name}: {kind} {tensor.name}"
+            _check_tensor(where, tensor, actual[tensor.name], batched=contract.max_batch_size > 0)
 
 
-def _check_tensors(model: str, kind: str, declared: Iterable[Any], actual: Iterable[Any], batched: bool) -> None:
-    tensors = {value.name: value.type.tensor_type for value in actual}
-    names = [tensor.name for tensor in declared]
-    if sorted(names) != sorted(tensors):
-        raise ContractError(f"{model}: {kind}s are {sorted(tensors)}, config.pbtxt says {sorted(names)}.")
-    for tensor in declared:
-        where = f"{model}: {kind} {tensor.name}"
-        _check_type(where, tensor.data_type, tensors[tensor.name].elem_type)
-        dims = _graph_dims(tensors[tensor.name])
-        _check_dims(where, _full_dims(tensor, batched), dims)
-        if batched and dims[0] != ANY:
-            raise ContractError(f"{where} has a fixed batch of {dims[0]}; the first dimension has to be dynamic.")
-
-
-def _check_type(where: str, declared: int, actual: int) -> None:
-    if ELEMENT_TYPES.get(declared) != actual:
-        expected = model_config_pb2.DataType.Name(declared)
-        found = onnx.TensorProto.DataType.Name(actual)
-        raise ContractError(f"{where} has type {found}, config.pbtxt says {expected}.")
+def _check_tensor(where: str, declared: Any, actual: Mapping[str, Any], *, batched: bool) -> None:
+    expected = model_config_pb2.DataType.Name(declared.data_type)
+    if actual["data_type"] != expected:
+        raise ContractError(f"{where} has type {actual['data_type']}, config.pbtxt says {expected}.")
+    _check_dims(where, _full_dims(declared, batched), actual["dims"])
+    if batched and actual["dims"][0] != ANY:
+        raise ContractError(f"{where} has a fixed batch of {actual['dims'][0]}; the first dimension has to be dynamic.")
 
 
 def _check_dims(where: str, declared: Sequence[int], actual: Sequence[int]) -> None:
@@ -131,7 +128,3 @@ def _full_dims(tensor: Any, batched: bool) -> list[int]:
     """What the network sees: the reshaped dims, after the batch where there is one."""
     dims = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
     return [ANY, *dims] if batched else dims
-
-
-def _graph_dims(tensor_type: Any) -> list[int]:
-    return [dim.dim_value if dim.HasField("dim_value") else ANY for dim in tensor_type.shape.dim]

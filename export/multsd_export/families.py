@@ -84,6 +84,33 @@ def _check(facts: Sequence[Fact]) -> None:
             raise CheckpointError(f"{name} is {value!r}; supported: {expected}.")
 
 
+# Of diffusers, those whose noise schedule is a list of betas. Another's would be read as one that it is not.
+SCHEDULERS = tuple(
+    f"{name}Scheduler"
+    for name in (
+        "DDIM",
+        "DDPM",
+        "DEISMultistep",
+        "DPMSolverMultistep",
+        "DPMSolverSDE",
+        "DPMSolverSinglestep",
+        "EulerAncestralDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "KDPM2AncestralDiscrete",
+        "KDPM2Discrete",
+        "LCM",
+        "LMSDiscrete",
+        "PNDM",
+        "TCD",
+        "UniPCMultistep",
+    )
+)
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# Not a learned one: the UNet would have twice the channels.
+VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+
+
 def _common_facts(configs: Configs) -> list[Fact]:
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     return [
@@ -100,6 +127,12 @@ def _common_facts(configs: Configs) -> list[Fact]:
         ("vae: shift_factor", vae.get("shift_factor"), (None, 0)),
         ("vae: latents_mean", vae.get("latents_mean"), (None,)),
         ("vae: pixels per latent cell", 2 ** (len(vae.get("block_out_channels", ())) - 1), (8,)),
+        ("scheduler: _class_name", scheduler.get("_class_name"), SCHEDULERS),
+        ("scheduler: beta_schedule", scheduler.get("beta_schedule"), BETA_SCHEDULES),
+        ("scheduler: beta_start and beta_end are given", {"beta_start", "beta_end"} <= scheduler.keys(), (True,)),
+        ("scheduler: timestep_spacing", scheduler.get("timestep_spacing"), (None, "leading", "linspace", "trailing")),
+        ("scheduler: use_flow_sigmas", scheduler.get("use_flow_sigmas", False), (False,)),
+        ("scheduler: variance_type", scheduler.get("variance_type"), VARIANCE_TYPES),
         ("scheduler: prediction_type", scheduler.get("prediction_type", "epsilon"), ("epsilon", "v_prediction")),
         ("scheduler: thresholding", scheduler.get("thresholding", False), (False,)),
     ]

@@ -12,7 +12,7 @@ from multsd_export.errors import RepositoryError
 from multsd_export.profiles import Precision, Profile
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 2  # of the manifest; 2 has engines
+FORMAT = 3  # of the manifest; 2 has engines, 3 the device
 PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "peft", "tokenizers", "torch", "transformers")
 PACKAGE_FOLDER = Path(__file__).parent
 
@@ -22,6 +22,7 @@ def export_inputs(checkpoint: Checkpoint, repository: Path, profile: Profile, pr
     return {
         "format": FORMAT,
         "profile": profile.name,
+        "device": profile.device,
         "precision": precision,
         "checkpoint": checkpoint.digest,
         "checkpoint_name": checkpoint.name,

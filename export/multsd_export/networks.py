@@ -1,8 +1,8 @@
 """The networks of a checkpoint: how each is loaded and which tensors go in and out.
 
-B rows, L tokens, D embedding, P pooled embedding, h w latent size in cells. The UNet's h and w are the checkpoint's
-window and static: a UNet exported with dynamic sides still fails on sides that are not a multiple of eight cells.
-Tensors that go in and out are float32 (input_ids int32), whatever the network computes in.
+The UNet's height and width are the checkpoint's window and static: a UNet exported with dynamic sides still fails on
+sides that are not a multiple of eight cells. Tensors that go in and out are float32 (input_ids int32), whatever the
+network computes in (`modules`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,20 +11,30 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from multsd_export.checkpoint import Checkpoint, TextEncoderFacts
 from multsd_export.errors import CheckpointError
 from multsd_export.families import TIME_IDS
 from multsd_export.lora_fusion import fuse_loras
+from multsd_export.modules import (
+    MissingWeightsError,
+    PenultimateTextEncoder,
+    ProjectingTextEncoder,
+    SdxlUnet,
+    TextEncoder,
+    Unet,
+    VaeDecoder,
+    VaeEncoder,
+    Wrapper,
+    read_model,
+)
 from multsd_export.precision import NORMALISATIONS, TEXT_ENCODER_ISLANDS
 from multsd_export.profiles import Precision
 
 Inputs = tuple[torch.Tensor, ...]
 Axes = Mapping[int, str]  # dynamic axis -> its name
-Load = Callable[[torch.dtype], torch.nn.Module]
+Load = Callable[[torch.dtype], Wrapper]
 Draw = Callable[[torch.Generator], Iterator[Inputs]]
 
 TRAIN_TIMESTEPS = 1000
@@ -41,114 +51,14 @@ class Network:
     component: str  # sub-folder of the checkpoint
     inputs: Mapping[str, Axes]  # input name -> its dynamic axes, in the order of `forward`
     outputs: tuple[str, ...]  # in the order of `forward`
+    wrapper: type[Wrapper]
     load: Load
     draw: Draw  # random inputs of several sizes, the first of at least two rows
     batched: bool  # rows of different requests share a run, so a row must not depend on its neighbours
     takes_lora: bool
     precision: Precision  # what its graph computes in
     islands: frozenset[str]  # operators that a graph in half precision computes in float32
-
-
-class TextEncoder(torch.nn.Module):
-    """input_ids: (B, L) int32 -> last_hidden_state: (B, L, D) float32."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.model(input_ids=input_ids).last_hidden_state
-        return hidden.float()
-
-
-class PenultimateTextEncoder(torch.nn.Module):
-    """input_ids: (B, L) int32 -> the hidden states before the last layer, without the final norm: (B, L, D) float32."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.model(input_ids=input_ids, output_hidden_states=True).hidden_states[-2]
-        return hidden.float()
-
-
-class ProjectingTextEncoder(torch.nn.Module):
-    """As PenultimateTextEncoder, and text_embeds: (B, P) float32, the projected pooled output."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        result = self.model(input_ids=input_ids, output_hidden_states=True)
-        return result.hidden_states[-2].float(), result.text_embeds.float()
-
-
-class Unet(torch.nn.Module):
-    """sample: (B, 4, h, w), timestep: (B), encoder_hidden_states: (B, L, D) -> out_sample: (B, 4, h, w), float32."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        dtype = self.model.dtype
-        noise_pred: torch.Tensor = self.model(
-            sample.to(dtype), timestep, encoder_hidden_states.to(dtype), return_dict=False
-        )[0]
-        return noise_pred.float()
-
-
-class SdxlUnet(torch.nn.Module):
-    """As Unet, and text_embeds: (B, P), time_ids: (B, 6) float32, in pixels."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor,
-        time_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        dtype = self.model.dtype
-        # Sizes and timesteps stay float32: above 2048 float16 does not hold every integer. So does text_embeds, which
-        # the network joins with them before it casts both.
-        added = {"text_embeds": text_embeds, "time_ids": time_ids}
-        noise_pred: torch.Tensor = self.model(
-            sample.to(dtype), timestep, encoder_hidden_states.to(dtype), added_cond_kwargs=added, return_dict=False
-        )[0]
-        return noise_pred.float()
-
-
-class VaeDecoder(torch.nn.Module):
-    """latent_sample: (B, 4, h, w), already divided by the scaling factor -> sample: (B, 3, 8h, 8w), about [-1, 1]."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
-        sample: torch.Tensor = self.model.decode(latent_sample.to(self.model.dtype), return_dict=False)[0]
-        return sample.float()
-
-
-class VaeEncoder(torch.nn.Module):
-    """sample: (B, 3, 8h, 8w) in [-1, 1] -> latent_sample: (B, 4, h, w), the posterior's mean, not yet scaled."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = self.model.encode(sample.to(self.model.dtype), return_dict=False)[0].mean
-        return mean.float()
+    upcast_attention: bool = False  # whether it computes attention's scores in float32 too
 
 
 def networks_of(checkpoint: Checkpoint, precision: Precision = Precision.FP32) -> tuple[Network, ...]:
@@ -164,16 +74,16 @@ def networks_of(checkpoint: Checkpoint, precision: Precision = Precision.FP32) -
 
 
 def _text_encoder(checkpoint: Checkpoint, facts: TextEncoderFacts, precision: Precision) -> Network:
-    projects = "text_embeds" in facts.outputs
-    model_class = CLIPTextModelWithProjection if projects else CLIPTextModel
-    penultimate = ProjectingTextEncoder if projects else PenultimateTextEncoder
-    wrapper = penultimate if checkpoint.pooled_dim else TextEncoder
+    wrapper: type[Wrapper] = TextEncoder
+    if checkpoint.pooled_dim:
+        wrapper = ProjectingTextEncoder if "text_embeds" in facts.outputs else PenultimateTextEncoder
     return Network(
         name=facts.model,
         component=facts.model,
         inputs={"input_ids": ROWS},
         outputs=facts.outputs,
-        load=lambda dtype: wrapper(_load(model_class, checkpoint, facts.model, dtype)).eval(),
+        wrapper=wrapper,
+        load=partial(_load, wrapper, checkpoint, facts.model),
         draw=partial(draw_text_encoder, facts),
         batched=True,
         takes_lora=True,
@@ -186,18 +96,20 @@ def _unet(checkpoint: Checkpoint, precision: Precision) -> Network:
     names = ["sample", "timestep", "encoder_hidden_states"]
     if checkpoint.pooled_dim:
         names += ["text_embeds", "time_ids"]
-    wrapper = SdxlUnet if checkpoint.pooled_dim else Unet
+    wrapper: type[Wrapper] = SdxlUnet if checkpoint.pooled_dim else Unet
     return Network(
         name="unet",
         component="unet",
         inputs=dict.fromkeys(names, ROWS),
         outputs=("out_sample",),
-        load=lambda dtype: wrapper(_load(UNet2DConditionModel, checkpoint, "unet", dtype)).eval(),
+        wrapper=wrapper,
+        load=partial(_load, wrapper, checkpoint, "unet"),
         draw=partial(draw_unet, checkpoint),
         batched=True,
         takes_lora=True,
         precision=precision,
         islands=NORMALISATIONS,
+        upcast_attention=checkpoint.upcast_attention,
     )
 
 
@@ -205,7 +117,7 @@ def _vae(
     name: str,
     source: str,
     result: str,
-    wrapper: Callable[[Any], torch.nn.Module],
+    wrapper: type[Wrapper],
     draw: Callable[[Checkpoint, torch.Generator], Iterator[Inputs]],
     checkpoint: Checkpoint,
     precision: Precision,
@@ -215,7 +127,8 @@ def _vae(
         component="vae",
         inputs={source: PICTURES},
         outputs=(result,),
-        load=lambda dtype: wrapper(_load(AutoencoderKL, checkpoint, "vae", dtype)).eval(),
+        wrapper=wrapper,
+        load=partial(_load, wrapper, checkpoint, "vae"),
         draw=partial(draw, checkpoint),
         batched=False,
         takes_lora=False,
@@ -263,31 +176,24 @@ def draw_vae_encoder(checkpoint: Checkpoint, generator: torch.Generator) -> Iter
         yield (torch.rand(batch, 3, height * factor, width * factor, generator=generator) * 2 - 1,)
 
 
-def _load(model_class: Any, checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Any:
+def _load(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Wrapper:
     """The component's weights in `dtype`, LoRAs fused in float32."""
-    if not checkpoint.loras or component == "vae":
-        return _read(model_class, checkpoint, component, dtype)
-    model = _read(model_class, checkpoint, component, torch.float32)
-    fuse_loras(model, checkpoint, component)
-    return model.to(dtype)
+    fuses = bool(checkpoint.loras) and component != "vae"
+    model = _read(wrapper, checkpoint, component, torch.float32 if fuses else dtype)
+    if fuses:
+        fuse_loras(model, checkpoint, component)
+        model = model.to(dtype)
+    return wrapper(model).eval()
 
 
-def _read(model_class: Any, checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Any:
-    clip = model_class in (CLIPTextModel, CLIPTextModelWithProjection)
-    options = {"dtype": dtype, "attn_implementation": "eager"} if clip else {"torch_dtype": dtype}
+def _read(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Any:
+    # Attention written out, with a softmax in float32: what the graph of a text encoder is held to.
+    options = {} if component in ("unet", "vae") else {"attn_implementation": "eager"}
+    variant = checkpoint.weights[component].variant
     try:
-        model, info = model_class.from_pretrained(
-            checkpoint.path / component,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=checkpoint.weights[component].variant,
-            **options,
-        )
+        return read_model(wrapper.model_class, checkpoint.path / component, dtype, variant=variant, **options)
+    except MissingWeightsError as error:
+        raise CheckpointError(f"{component}: {error}.") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{component}: the weights cannot be loaded: {reason}") from error
-    missing = sorted(str(name) for name in info["missing_keys"])
-    if missing:  # both libraries fill them with random numbers and only log it
-        raise CheckpointError(f"{component}: {len(missing)} weights are missing, the first is {missing[0]}.")
-    return model

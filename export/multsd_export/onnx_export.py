@@ -49,7 +49,7 @@ def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, fold
         raise ExportError(f"{network.name}: the exporter returned nothing.")
     make_means_row_independent(program.model)
     if network.precision is Precision.FP16:
-        make_islands(program.model, network.islands)
+        make_islands(program.model, network.islands, attention_scores=network.upcast_attention)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces, with the paths of this machine
     save(program.model, folder)
     return audit_model(program.model)

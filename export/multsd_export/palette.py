@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import save_file
 
 from multsd_export.checkpoint import Checkpoint
+from multsd_export.networks import DTYPES, Network
 from multsd_export.parity import open_session
 
 PALETTE_FILE = "palette.safetensors"
@@ -19,6 +21,7 @@ COLOURS = 64
 SEED = 0
 
 Floats = npt.NDArray[np.float32]
+Encode = Callable[[Floats], Floats]  # (1, 3, 8h, 8w) in [-1, 1] -> (1, 4, h, w), the posterior's mean
 
 
 def draw_colours(count: int = COLOURS) -> Floats:
@@ -26,20 +29,41 @@ def draw_colours(count: int = COLOURS) -> Floats:
     return np.random.default_rng(SEED).random((count, 3), dtype=np.float32)
 
 
+def onnx_encoder(file: Path) -> Encode:
+    """An exported `vae_encoder` in ONNX Runtime."""
+    session = open_session(file)
+
+    def encode(image: Floats) -> Floats:
+        latents: Floats = session.run(["latent_sample"], {"sample": image})[0]
+        return latents
+
+    return encode
+
+
+def torch_encoder(vae_encoder: Network) -> Encode:
+    """The checkpoint's own, on the processor: the weights of its precision, computed with in float32."""
+    module = vae_encoder.load(DTYPES[vae_encoder.precision]).float()
+
+    def encode(image: Floats) -> Floats:
+        with torch.no_grad():
+            latents: Floats = module(torch.from_numpy(image)).numpy()
+        return latents
+
+    return encode
+
+
 def write_palette(
-    vae_encoder: Path, checkpoint: Checkpoint, file: Path, progress: Callable[[float], None], count: int = COLOURS
+    encode: Encode, checkpoint: Checkpoint, file: Path, progress: Callable[[float], None], count: int = COLOURS
 ) -> None:
-    """Encode the colours with an exported `vae_encoder` and write them.
+    """Encode the colours and write them.
 
     The file holds latents: (P, 4, window, window) float32, posterior mean * scaling_factor; and colours: (P, 3)
     float32 in [0, 1).
     """
-    session = open_session(vae_encoder)
     colours = draw_colours(count)
     latents = []
     for index, colour in enumerate(colours):
-        image = _constant_image(colour, checkpoint.window * checkpoint.vae_scale_factor)
-        latents.append(session.run(["latent_sample"], {"sample": image})[0])
+        latents.append(encode(_constant_image(colour, checkpoint.window * checkpoint.vae_scale_factor)))
         progress((index + 1) / count)
     scaled = np.concatenate(latents) * np.float32(checkpoint.scaling_factor)  # (P, 4, window, window)
     save_file({"latents": np.ascontiguousarray(scaled, dtype=np.float32), "colours": colours}, file)

@@ -12,7 +12,7 @@ from multsd_export.engines.settings import EngineSettings
 from multsd_export.errors import RepositoryError
 from multsd_export.lora import Lora
 from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current
-from multsd_export.profiles import Precision, Profile
+from multsd_export.profiles import Precision, Profile, Served
 from multsd_export.sources import Source
 
 
@@ -23,7 +23,7 @@ class Options:
     checkpoint: Path
     output: Path
     repository: Path
-    work_dir: Path  # keeps ONNX files from export to export
+    work_dir: Path  # keeps ONNX files, engines and weights from export to export
     profile: Profile
     force: bool = False  # compose again even when nothing changed
     precision: Precision | None = None  # left out: the profile's
@@ -41,7 +41,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     checkpoint = read_checkpoint(options.checkpoint, options.source, options.loras)
     precision = options.precision or options.profile.precision
     inputs = export_inputs(checkpoint, options.repository, options.profile, precision)
-    machine = this_machine() if options.profile.engines else None  # before anything is made
+    machine = this_machine() if options.profile.served is Served.ENGINE else None  # before anything is made
     if machine:
         inputs |= {"machine": asdict(machine), "engines": asdict(options.engines)}
     _check_output(options.output)

@@ -1,15 +1,16 @@
-"""Profiles: what the networks run in. A profile adds settings and a runner to the committed contracts."""
+"""Profiles: what the networks run in. A profile adds settings and code to the committed contracts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-RUNNERS = Path(__file__).parent / "runners"
+PACKAGE = Path(__file__).parent
+RUNNERS = PACKAGE / "runners"
 
 
 class Precision(StrEnum):
-    """What a graph's weights and activations are; the tensors that go in and out are float32 in both."""
+    """What a network's weights and activations are; the tensors that go in and out are float32 in both."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -20,28 +21,52 @@ class ProfileName(StrEnum):
 
     CPU = "cpu"
     TENSORRT = "tensorrt"
+    TORCH = "torch"
+
+
+class Device(StrEnum):
+    """What networks run on."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class Served(StrEnum):
+    """What of a network a profile serves."""
+
+    ONNX = "onnx"
+    ENGINE = "engine"
+    WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Code that runs a network in Triton's Python backend."""
+
+    model: Path  # copied as `1/model.py` of every network
+    siblings: Sequence[Path]  # copied beside it under their own names
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Settings in protobuf's text format, merged into the contracts, and the file that runs the networks."""
+    """Settings in protobuf's text format, merged into the contracts, and the code that runs the networks."""
 
     name: ProfileName
-    precision: Precision  # of its graphs, unless an export asks for another
+    device: Device
+    served: Served
+    precision: Precision  # of its networks, unless an export asks for another
     models: Mapping[str, str]  # model of the repository -> its settings
     other_models: str  # settings of every model that is not named
-    runner: Path | None  # copied as `1/model.py` of every network; None: Triton's own backend runs engines
-
-    @property
-    def engines(self) -> bool:
-        """Whether the networks are TensorRT engines."""
-        return self.runner is None
+    runner: Runner | None  # None: Triton's own backend runs engines
+    # Other ways to run the same repository, `tritonserver --model-config-name=NAME`: name -> model -> further settings.
+    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def settings(self, model: str) -> str:
         """The settings of one model of the repository."""
         return self.models.get(model, self.other_models)
 
 
+CUDA_GRAPHS = "cuda_graphs"  # the variant that profiles of GPUs have
 # Each instance serves one blocking request after the other; the work is done elsewhere.
 UNARY = "instance_group { kind: KIND_CPU count: 4 }"
 OTHER_MODELS = "instance_group { kind: KIND_CPU count: 1 }"
@@ -59,6 +84,8 @@ def _onnxruntime(*, release_memory: bool) -> str:
 
 CPU = Profile(
     name=ProfileName.CPU,
+    device=Device.CPU,
+    served=Served.ONNX,
     precision=Precision.FP32,
     # A VAE's memory grows with the picture, so it is given back after every run; rows of the others are all alike.
     models={
@@ -70,28 +97,20 @@ CPU = Profile(
         "multidiffusion_unary": UNARY,
     },
     other_models=OTHER_MODELS,
-    runner=RUNNERS / "onnxruntime_runner.py",
+    runner=Runner(RUNNERS / "onnxruntime_runner.py", (RUNNERS / "rows.py", RUNNERS / "triton_requests.py")),
 )
 
 
-def _tensorrt(*, max_queue_size: int, preferred_batch_size: int | None = None) -> str:
-    """A network's engine on the first GPU, by optimisation profile 0, the only one that it is built with.
-
-    Without a GPU named Triton makes an instance on every one: more than `unet_calls`, and GPUs of another kind.
+def _batching(*, max_queue_size: int, preferred_batch_size: int | None = None) -> str:
+    """How requests wait for a network on a GPU.
 
     preferred_batch_size: the one that its kernels are chosen for. There is no queue delay: whatever waits when the
-    engine comes free goes out together.
+    network comes free goes out together.
     """
     preferred = f"preferred_batch_size: {preferred_batch_size}" if preferred_batch_size else ""
-    # CUDA graphs stay off: with them Triton has returned a previous request's result (triton-inference-server/server
-    # issue 8550), and they are captured at the profile's best shape only, which a VAE's pictures seldom have.
     # Requests beyond the queue, or a minute in it, get UNAVAILABLE: the orchestrator bounds its own, so these are of
     # clients that call a network directly, or a GPU that hangs.
     return f"""
-        backend: "tensorrt"
-        platform: "tensorrt_plan"
-        default_model_filename: "model.plan"
-        instance_group {{ kind: KIND_GPU count: 1 gpus: 0 profile: "0" }}
         dynamic_batching {{
           {preferred}
           max_queue_delay_microseconds: 0
@@ -101,24 +120,107 @@ def _tensorrt(*, max_queue_size: int, preferred_batch_size: int | None = None) -
             max_queue_size: {max_queue_size}
           }}
         }}
-        optimization {{ cuda {{ graphs: false }} }}
     """
 
 
+# A request asks for each of its texts by itself: 8 requests of 33 regions are 528 prompts and negative prompts.
+TEXT_BATCHING = _batching(max_queue_size=1024, preferred_batch_size=16)
+UNET_BATCHING = _batching(max_queue_size=64, preferred_batch_size=16)
+VAE_BATCHING = _batching(max_queue_size=64)
+
+
+def _tensorrt(batching: str) -> str:
+    """A network's engine on the first GPU, by optimisation profile 0, the only one that it is built with.
+
+    Without a GPU named Triton makes an instance on every one: more than `unet_calls`, and GPUs of another kind.
+    """
+    # CUDA graphs stay off: with them Triton has returned a previous request's result (triton-inference-server/server
+    # issue 8550), and they are captured at the profile's best shape only, which a VAE's pictures seldom have.
+    return f"""
+        backend: "tensorrt"
+        platform: "tensorrt_plan"
+        default_model_filename: "model.plan"
+        instance_group {{ kind: KIND_GPU count: 1 gpus: 0 profile: "0" }}
+        optimization {{ cuda {{ graphs: false }} }}
+        {batching}
+    """
+
+
+ENGINE_GRAPHS = "optimization { cuda { graphs: true } }"
+
 TENSORRT = Profile(
     name=ProfileName.TENSORRT,
+    device=Device.GPU,
+    served=Served.ENGINE,
     precision=Precision.FP16,
     models={
-        # A request asks for each of its texts by itself: 8 requests of 33 regions are 528 prompts and negative prompts.
-        "text_encoder": _tensorrt(max_queue_size=1024, preferred_batch_size=16),
-        "text_encoder_2": _tensorrt(max_queue_size=1024, preferred_batch_size=16),
-        "unet": _tensorrt(max_queue_size=64, preferred_batch_size=16),
-        "vae_decoder": _tensorrt(max_queue_size=64),
-        "vae_encoder": _tensorrt(max_queue_size=64),
+        "text_encoder": _tensorrt(TEXT_BATCHING),
+        "text_encoder_2": _tensorrt(TEXT_BATCHING),
+        "unet": _tensorrt(UNET_BATCHING),
+        "vae_decoder": _tensorrt(VAE_BATCHING),
+        "vae_encoder": _tensorrt(VAE_BATCHING),
         "multidiffusion_unary": UNARY,
     },
     other_models=OTHER_MODELS,
     runner=None,
+    variants={CUDA_GRAPHS: dict.fromkeys(("text_encoder", "text_encoder_2", "unet"), ENGINE_GRAPHS)},
 )
 
-PROFILES = {profile.name: profile for profile in (CPU, TENSORRT)}
+
+def torch_profile(device: Device = Device.GPU) -> Profile:
+    """Torch modules on the first GPU in half precision, or on the processor in full."""
+    gpu = device is Device.GPU
+    return Profile(
+        name=ProfileName.TORCH,
+        device=device,
+        served=Served.WEIGHTS,
+        precision=Precision.FP16 if gpu else Precision.FP32,
+        models={
+            "text_encoder": _torch(device, TEXT_BATCHING),
+            "text_encoder_2": _torch(device, TEXT_BATCHING),
+            "unet": _torch(device, UNET_BATCHING),
+            "vae_decoder": _torch(device, VAE_BATCHING),
+            "vae_encoder": _torch(device, VAE_BATCHING),
+            "multidiffusion_unary": UNARY,
+        },
+        other_models=OTHER_MODELS,
+        runner=Runner(
+            RUNNERS / "torch_runner.py", (RUNNERS / "rows.py", RUNNERS / "triton_requests.py", PACKAGE / "modules.py")
+        ),
+        variants=TORCH_VARIANTS if gpu else {},
+    )
+
+
+def _torch(device: Device, batching: str) -> str:
+    """A network's torch module. Eager and in the usual memory format until a measurement says otherwise: variants."""
+    group = "kind: KIND_GPU count: 1 gpus: 0" if device is Device.GPU else "kind: KIND_CPU count: 1"
+    return f"""
+        backend: "python"
+        instance_group {{ {group} }}
+        {_parameters(execution="eager", channels_last="false", intra_op_threads="0")}
+        {batching}
+    """
+
+
+def _parameters(**values: str) -> str:
+    return "".join(f'parameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)
+
+
+def _torch_variant(execution: str, *, channels_last: bool) -> dict[str, str]:
+    """Only the UNet is worth compiling, and a VAE's pictures have too many sizes for CUDA graphs."""
+    models = {"eager": (), "cuda-graphs": ("text_encoder", "text_encoder_2", "unet"), "compile": ("unet",)}[execution]
+    settings = dict.fromkeys(models, _parameters(execution=execution))
+    for model in ("unet", "vae_decoder", "vae_encoder") if channels_last else ():
+        settings[model] = settings.get(model, "") + _parameters(channels_last="true")
+    return settings
+
+
+TORCH_VARIANTS = {
+    CUDA_GRAPHS: _torch_variant("cuda-graphs", channels_last=False),
+    "compile": _torch_variant("compile", channels_last=False),
+    "channels_last": _torch_variant("eager", channels_last=True),
+    "channels_last_cuda_graphs": _torch_variant("cuda-graphs", channels_last=True),
+    "channels_last_compile": _torch_variant("compile", channels_last=True),
+}
+
+PROFILES = {profile.name: profile for profile in (CPU, TENSORRT, torch_profile())}

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from multsd_client.tensors import Update
 from multsd_gateway import documentation
+from multsd_gateway.api_docs import add_docs, read_docs
 from multsd_gateway.balancing import BalancedPainter
 from multsd_gateway.body import read_body
 from multsd_gateway.capabilities import capabilities
@@ -23,6 +24,7 @@ from multsd_gateway.inference import Painter
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.metrics import METRICS_TYPE, Measured, Metrics, triton_metrics
 from multsd_gateway.middleware import REQUEST_ID, RequestIds
+from multsd_gateway.painting_page import add_page, open_paths, read_page
 from multsd_gateway.pictures import wanted_format
 from multsd_gateway.rate import RateLimit
 from multsd_gateway.replies import (
@@ -41,7 +43,7 @@ from multsd_gateway.triton import connect
 from multsd_gateway.uploads import Upload
 
 READY_SECONDS = 2.0
-PATHS = ("/multsd", "/multsd/stream", "/limits", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+PATHS = ("/", "/multsd", "/multsd/stream", "/limits", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 
 
 class Gateway:
@@ -80,7 +82,7 @@ class Gateway:
             )
             await sender.data(result)
 
-        return EventStream(work, on_error=error_event)
+        return EventStream(work, on_error=error_event, heartbeat_seconds=self._settings.heartbeat_seconds)
 
     async def healthz(self) -> Response:
         """The process answers."""
@@ -128,7 +130,7 @@ class Gateway:
             await read_body(
                 request.stream(),
                 upload,
-                declared=request.headers.get("content-length"),
+                headers=request.headers,
                 limit=self._settings.max_body_bytes,
                 seconds=self._settings.body_seconds,
             )
@@ -154,7 +156,14 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
         finally:
             await used.close()
 
-    app = FastAPI(title="multsd", version="0.1.0", description=documentation.API, lifespan=lifespan)
+    app = FastAPI(
+        title="multsd",
+        version="0.1.0",
+        description=documentation.API,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
+    )
     app.add_exception_handler(GatewayError, handle_gateway_error)
     app.add_exception_handler(HTTPException, handle_http_error)
     app.add_api_route("/multsd", gateway.multsd, methods=["POST"], **documentation.multsd(settings))
@@ -163,18 +172,24 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
     app.add_api_route("/healthz", gateway.healthz, methods=["GET"], **documentation.HEALTHZ)
     app.add_api_route("/metrics", gateway.metrics, methods=["GET"], **documentation.METRICS)
     app.add_api_route("/readyz", gateway.readyz, methods=["GET"], **documentation.READYZ)
-    _add_middleware(app, settings, metrics)
+    page, docs = read_page(), read_docs()
+    add_page(app, page)
+    add_docs(app, docs)
+    no_token = open_paths(settings.open_paths, page, docs)
+    if settings.token_file is not None:
+        documentation.require_tokens(app, open_paths=no_token)
+    _add_middleware(app, settings, metrics, no_token=no_token)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
-    """From the inside to the outside: what is added last sees a request first."""
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, no_token: tuple[str, ...]) -> None:
+    """From the inside to the outside: what is added last sees a request first. no_token: paths that need none."""
     if settings.token_file is not None:
         app.add_middleware(
             Authentication,
             tokens=read_tokens(settings.token_file),
             rate=RateLimit(per_minute=settings.rate_per_minute, burst=settings.rate_burst),
-            open_paths=settings.open_paths,
+            open_paths=no_token,
         )
     if settings.cors_origins:
         app.add_middleware(

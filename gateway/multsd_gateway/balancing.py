@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
 from multsd_client.tensors import ModelRequest, Picture, Queued, Update
-from multsd_gateway.errors import ModelUnavailableError
+from multsd_gateway.errors import GatewayError, ModelUnavailableError
 from multsd_gateway.inference import ModelDescription, OnProgress, Painter
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class Endpoint:
 class BalancedPainter:
     """Painter over several. Each is asked every `probe_seconds` whether it is ready; one that is not gets no request.
 
-    A request that fails because its Triton is away or full is given to another, if nothing was answered yet.
+    A request that fails because its Triton is away or full is given to another, if nothing was answered yet. One that
+    is known to be away is no such other while any is ready: trying it costs time, and ends in an error that tells less.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], *, models: Sequence[str], probe_seconds: float) -> None:
@@ -42,6 +44,7 @@ class BalancedPainter:
     async def paint(self, request: ModelRequest, *, request_id: str, on_progress: OnProgress | None) -> Picture:
         self.start()
         tried: list[Endpoint] = []
+        errors: list[ModelUnavailableError] = []
         answered = False
 
         async def relay(update: Update) -> None:
@@ -50,8 +53,7 @@ class BalancedPainter:
             if on_progress is not None:
                 await on_progress(update)
 
-        while True:
-            endpoint = self._choose(tried)
+        while (endpoint := self._choose(tried)) is not None:
             tried.append(endpoint)
             endpoint.in_flight += 1
             try:
@@ -59,11 +61,13 @@ class BalancedPainter:
                     request, request_id=request_id, on_progress=relay if on_progress is not None else None
                 )
             except ModelUnavailableError as error:
-                if answered or len(tried) == len(self.endpoints):
+                if answered:
                     raise
-                log.warning("Triton %s: %s; trying another", endpoint.url, error)
+                log.warning("Triton %s: %s; trying another if one is left", endpoint.url, error)
+                errors.append(error)
             finally:
                 endpoint.in_flight -= 1
+        raise _most_telling(errors)
 
     async def missing(self, models: Sequence[str]) -> list[str]:
         self.start()
@@ -82,7 +86,16 @@ class BalancedPainter:
 
     async def describe(self) -> ModelDescription:
         self.start()
-        return await self._choose([]).painter.describe()
+        endpoint = self._choose([])
+        if endpoint is None:
+            raise _most_telling([])
+        return await endpoint.painter.describe()
+
+    def samplers(self) -> tuple[str, ...] | None:
+        """Of all that are ready together; None where one of them has not told."""
+        told = [each.painter.samplers() for each in self.endpoints if each.ready]
+        known = [names for names in told if names is not None]
+        return tuple(dict.fromkeys(name for names in known for name in names)) if 0 < len(known) == len(told) else None
 
     async def close(self) -> None:
         for probe in self._probes:
@@ -90,10 +103,16 @@ class BalancedPainter:
         await asyncio.gather(*self._probes, return_exceptions=True)
         await asyncio.gather(*(each.painter.close() for each in self.endpoints))
 
-    def _choose(self, tried: Sequence[Endpoint]) -> Endpoint:
-        """The least busy that is ready, in turn; where none is, any may be back sooner than its next probe."""
-        left = [each for each in self.endpoints if each not in tried]
-        chosen = min([each for each in left if each.ready] or left, key=lambda each: (each.in_flight, each.turn))
+    def _choose(self, tried: Sequence[Endpoint]) -> Endpoint | None:
+        """The least busy that is ready, in turn; where none is, any may be back sooner than its next probe.
+
+        None where each of those was tried.
+        """
+        ready = [each for each in self.endpoints if each.ready]
+        left = [each for each in ready or self.endpoints if each not in tried]
+        if not left:
+            return None
+        chosen = min(left, key=lambda each: (each.in_flight, each.turn))
         chosen.turn = next(self._turns)
         return chosen
 
@@ -107,6 +126,9 @@ class BalancedPainter:
             try:
                 async with asyncio.timeout(self._probe_seconds):
                     missing = await endpoint.painter.missing(self._models)
+                    if not missing:
+                        with suppress(GatewayError):
+                            await endpoint.painter.describe()  # kept by the painter, for samplers()
                 reason = f"not ready: {', '.join(missing)}" if missing else ""
             except TimeoutError:
                 reason = f"no answer within {self._probe_seconds:g} s"
@@ -114,3 +136,11 @@ class BalancedPainter:
                 endpoint.ready = not reason
                 log.warning("Triton %s: %s", endpoint.url, reason or "ready")
             await asyncio.sleep(self._probe_seconds)
+
+
+def _most_telling(errors: Sequence[ModelUnavailableError]) -> ModelUnavailableError:
+    """Of those that know when to come back the soonest; else the first."""
+    full = [error for error in errors if error.retry_after is not None]
+    if full:
+        return min(full, key=lambda error: error.retry_after or 0)
+    return errors[0] if errors else ModelUnavailableError("no Triton to ask")

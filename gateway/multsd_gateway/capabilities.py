@@ -10,6 +10,7 @@ from multsd_gateway.inference import ModelDescription
 from multsd_gateway.schema import MultsdRequest
 from multsd_gateway.settings import Settings
 
+# Of a model that does not tell its own.
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "lcm")
 
 # A setting, and the model's parameter that may be lower.
@@ -41,7 +42,7 @@ def capabilities(settings: Settings, model: ModelDescription, *, last_checkpoint
     for name, parameter in _SHARED.items():
         numbers[name] = _lower(getattr(settings, name), parameters.get(parameter))
     numbers["max_regions"] = _lower(settings.max_regions, parameters.get("max_regions"), less=1)
-    samplers = parameters.get("samplers")
+    samplers = list(model.samplers or SAMPLERS)
     return {
         "limits": {
             **numbers,
@@ -50,10 +51,10 @@ def capabilities(settings: Settings, model: ModelDescription, *, last_checkpoint
             "max_bootstrapping": limits.MAX_BOOTSTRAPPING,
         },
         "output_formats": list(limits.FORMATS),
-        "schedulers": [name.strip() for name in samplers.split(",")] if samplers else list(SAMPLERS),
+        "schedulers": samplers,
         "defaults": {name: MultsdRequest.model_fields[name].default for name in _DEFAULTS}
         | limits.defaults(settings)
-        | {"guidance_scale": 7.5, "scheduler": SAMPLERS[0], "view_stride": _number(parameters.get("view_stride"))},
+        | {"guidance_scale": 7.5, "scheduler": samplers[0], "view_stride": _number(parameters.get("view_stride"))},
         "checkpoint": {
             name: parameters.get(f"checkpoint_{name}", last_checkpoint.get(name))
             for name in ("name", "digest", "family")

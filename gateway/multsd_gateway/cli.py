@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from typing import Annotated, Any
@@ -92,6 +93,9 @@ def run_gateway(settings: Settings) -> None:
         application = create_app(settings)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
+    # What is here now stays: a full collection need not look at it, for 20 ms in which nobody is served.
+    gc.collect()
+    gc.freeze()
     uvicorn.run(
         application,
         host=settings.host,

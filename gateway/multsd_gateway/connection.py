@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from multsd_gateway.errors import ClientGoneError
+from multsd_gateway.outcome import outcome_of
 
 T = TypeVar("T")
 
@@ -39,19 +40,39 @@ def event(name: str, data: Mapping[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
+HEARTBEAT = b": heartbeat\n\n"  # a comment, which every reader of events passes over
+
+
 class EventSender:
     """Sends server-sent events; the response starts with the first."""
 
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
         self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        self.started = False
+        self._started = asyncio.Event()
+        self._sent_at = 0.0  # in the event loop's time
+
+    @property
+    def started(self) -> bool:
+        """Whether the response's head was sent."""
+        return self._started.is_set()
 
     async def start(self) -> None:
         """Send the response's head, once."""
         if not self.started:
-            self.started = True
+            self._note()
+            self._started.set()
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+
+    async def keep_alive(self, seconds: float) -> None:
+        """Send a heartbeat whenever the started response has been silent for so long; until cancelled."""
+        await self._started.wait()
+        clock = asyncio.get_running_loop().time
+        while True:
+            if (left := self._sent_at + seconds - clock()) > 0:
+                await asyncio.sleep(left)
+            else:
+                await self.data(HEARTBEAT)
 
     async def event(self, name: str, data: Mapping[str, Any]) -> None:
         """Send one event with its JSON."""
@@ -60,31 +81,60 @@ class EventSender:
     async def data(self, content: bytes) -> None:
         """Send events that are text already."""
         await self.start()
+        self._note()
         await self._send({"type": "http.response.body", "body": content, "more_body": True})
 
     async def end(self) -> None:
+        """Send that the response is whole."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _note(self) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
 
 
 class EventStream(Response):
-    """A response written by `work` as it goes. What work raises before it has sent anything is raised on."""
+    """A response written by `work` as it goes. What work raises before it has sent anything is raised on.
+
+    The `status` of the event that on_error makes is the request's outcome: its head has said 200 long before.
+    While work has nothing to say, a heartbeat every so many seconds keeps proxies from closing the connection. The
+    header Heartbeat-Seconds promises it: a reader that hears nothing for longer has lost the connection.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, work: Callable[[EventSender], Awaitable[None]], *, on_error: Callable[[Exception], Mapping[str, Any]]
+        self,
+        work: Callable[[EventSender], Awaitable[None]],
+        *,
+        on_error: Callable[[Exception], Mapping[str, Any]],
+        heartbeat_seconds: float,
     ) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        promise = {"Heartbeat-Seconds": f"{heartbeat_seconds:g}"}
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **promise})
         del self.headers["content-length"]
         self._work = work
         self._on_error = on_error
+        self._heartbeat_seconds = heartbeat_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        sender = EventSender(send, self.headers)
+        sender, outcome = EventSender(send, self.headers), outcome_of(scope)
+        outcome.status = 500  # of a stream that is cut off
         try:
-            await self._work(sender)
+            await self._work_with_heartbeats(sender)
+            outcome.status = None
         except Exception as error:
             if not sender.started:
+                outcome.status = None
                 raise
-            await sender.event("error", self._on_error(error))
+            data = self._on_error(error)
+            outcome.status = data["status"]
+            await sender.event("error", data)
         await sender.end()
+
+    async def _work_with_heartbeats(self, sender: EventSender) -> None:
+        beating = asyncio.ensure_future(sender.keep_alive(self._heartbeat_seconds))
+        try:
+            await self._work(sender)
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)

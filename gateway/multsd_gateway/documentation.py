@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
-from starlette.responses import PlainTextResponse
+from pydantic.fields import FieldInfo
+from starlette.responses import HTMLResponse, PlainTextResponse
 
+from multsd_gateway.capabilities import capabilities
+from multsd_gateway.inference import ModelDescription
 from multsd_gateway.request_schema import EXAMPLES, request_schema
 from multsd_gateway.settings import Settings
 
@@ -18,96 +24,171 @@ where it sent one of at most 64 letters, digits, dots, dashes and underscores. A
 `Authorization: Bearer TOKEN`."""
 
 
+# What GET /limits tells with all settings at their defaults.
+_LIMITS = capabilities(
+    Settings.model_construct(),
+    ModelDescription(inputs=frozenset({"preview_every", "deadline_s"}), parameters={"view_stride": "8"}),
+    last_checkpoint={},
+)
+
+
 class Note(BaseModel):
     """A remark on one field of the request."""
 
-    field: str = Field(description="Name in the request's JSON, such as masks[0].")
-    message: str
+    field: str = Field(description="Name in the request's JSON.", examples=["masks[0]"])
+    message: str = Field(examples=["stretched from 64x64 to 512x384, other proportions"])
 
 
 class ErrorReply(BaseModel):
     """Every error's body."""
 
-    message: str
-    request_id: str
-    errors: list[Note] = Field(default=[], description="With status 400: each fault that was found.")
+    message: str = Field(examples=["width: expected 64 to 8192, found 32"])
+    request_id: str = Field(description="Finds the request in the logs.", examples=["5f0c1f5e"])
+    errors: list[Note] = Field(
+        default=[],
+        description="With status 400: each fault that was found.",
+        examples=[[{"field": "width", "message": "expected 64 to 8192, found 32"}]],
+    )
 
 
 class PictureReply(BaseModel):
     """A finished picture."""
 
-    image: str = Field(description="The picture as base64, JPEG unless output_format says otherwise.")
+    image: str = Field(
+        description="The picture as base64, JPEG unless output_format says otherwise.", examples=["/9j/4AAQSkZJRg=="]
+    )
     media_type: str = Field(examples=["image/jpeg"])
-    seed: int = Field(description="The seed that was used.")
-    warnings: list[Note] = Field(description="What was asked for and not, or not quite, done.")
-    parameters: dict[str, Any] = Field(description="Every parameter that was used, under the request's names.")
-    timings: dict[str, float] = Field(description="Seconds by part of the work.")
-    unet_rows: int = Field(description="Rows that the UNet worked on.")
-    unet_rows_reference: int = Field(description="Rows that the published method needs for the same picture.")
-    checkpoint: dict[str, Any] = Field(description="Name and digest of the weights.")
-    request_id: str
+    seed: int = Field(description="The seed that was used.", examples=[22312])
+    warnings: list[Note] = Field(
+        description="What was asked for and not, or not quite, done.",
+        examples=[[{"field": "masks[0]", "message": "stretched from 64x64 to 512x384, other proportions"}]],
+    )
+    parameters: dict[str, Any] = Field(
+        description="Every parameter that was used, under the request's names.",
+        examples=[{"width": 512, "height": 512, "ddim_steps": 35, "seed": 22312, "scheduler": "ddim"}],
+    )
+    timings: dict[str, float] = Field(
+        description="Seconds by part of the work.", examples=[{"unet": 2.1, "vae_decoder": 0.2, "total": 2.6}]
+    )
+    unet_rows: int = Field(description="Rows that the UNet worked on.", examples=[125])
+    unet_rows_reference: int = Field(
+        description="Rows that the published method needs for the same picture.", examples=[140]
+    )
+    checkpoint: dict[str, Any] = Field(
+        description="Name and digest of the weights.", examples=[{"name": "checkpoint", "digest": "sha256:3631e642"}]
+    )
+    request_id: str = Field(examples=["5f0c1f5e"])
 
 
 class AliveReply(BaseModel):
     """The process answers."""
 
-    alive: bool
+    alive: bool = Field(examples=[True])
 
 
 class CheckpointNote(BaseModel):
     """The weights that pictures are painted with; null where the served model does not tell."""
 
-    name: str | None
-    digest: str | None
-    family: str | None
+    name: str | None = Field(examples=["checkpoint"])
+    digest: str | None = Field(description="SHA-256 of its files.", examples=["sha256:3631e642"])
+    family: str | None = Field(examples=["sd1"])
 
 
 class LimitsReply(BaseModel):
     """What this deployment accepts, and what it paints with."""
 
-    limits: dict[str, float] = Field(description="Each limit: the lower of the gateway's and the model's.")
-    output_formats: list[str]
-    schedulers: list[str]
-    defaults: dict[str, Any] = Field(description="What holds for a field that is left out; null: the checkpoint's own.")
+    limits: dict[str, float] = Field(
+        description="Each limit: the lower of the gateway's and the model's.", examples=[_LIMITS["limits"]]
+    )
+    output_formats: list[str] = Field(examples=[_LIMITS["output_formats"]])
+    schedulers: list[str] = Field(
+        description="The samplers that the served model has, its default first.", examples=[_LIMITS["schedulers"]]
+    )
+    defaults: dict[str, Any] = Field(
+        description="What holds for a field that is left out; null: the checkpoint's own.",
+        examples=[_LIMITS["defaults"]],
+    )
     checkpoint: CheckpointNote
-    window: int | None = Field(description="Side of a view in latent cells of 8 pixels.")
-    optional_inputs: list[str] = Field(description="Which of preview_every and deadline_s the served model knows.")
-    embeds_parameters: bool = Field(description="Whether pictures carry their parameters.")
+    window: int | None = Field(description="Side of a view in latent cells of 8 pixels.", examples=[64])
+    optional_inputs: list[str] = Field(
+        description="Which of preview_every and deadline_s the served model knows.",
+        examples=[_LIMITS["optional_inputs"]],
+    )
+    embeds_parameters: bool = Field(description="Whether pictures carry their parameters.", examples=[True])
 
 
 class ReadyReply(BaseModel):
     """Every model is ready."""
 
-    ready: bool
-    models: list[str]
+    ready: bool = Field(examples=[True])
+    models: list[str] = Field(examples=[["multidiffusion", "text_encoder", "unet", "vae_decoder"]])
 
 
 class NotReadyReply(BaseModel):
     """Which models are not ready."""
 
-    ready: bool
-    message: str
-    missing: list[str]
+    ready: bool = Field(examples=[False])
+    message: str = Field(examples=["not ready: unet"])
+    missing: list[str] = Field(examples=[["unet"]])
 
 
-def _error(description: str, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
+_REQUEST_ID = {
+    "X-Request-Id": {
+        "description": "Finds the request in the logs; the caller's own where it sent one that is fit for it.",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": "5f0c1f5e",
+    }
+}
+
+
+def _headers(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Headers of a reply and what they tell, beside the request's id."""
+    return _REQUEST_ID | {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
+
+
+def _example(model: type[BaseModel]) -> dict[str, Any]:
+    """A whole reply, of its fields' examples."""
+    return {name: _field_example(field) for name, field in model.model_fields.items()}
+
+
+def _field_example(field: FieldInfo) -> Any:
+    if field.examples:
+        return field.examples[0]
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return _example(field.annotation)
+    raise ValueError(f"expected examples of every field, found none of {field}")
+
+
+def _reply(
+    model: type[BaseModel],
+    description: str,
+    *,
+    headers: Mapping[str, Any] = _REQUEST_ID,
+    others: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A reply in JSON, with an example of the whole. others: what it may be instead, by media type."""
+    content = {"application/json": {"example": _example(model)}, **(others or {})}
+    return {"model": model, "description": description, "headers": headers, "content": content}
+
+
+def _error(description: str, message: str, *, headers: Mapping[str, Any] = _REQUEST_ID, **more: Any) -> dict[str, Any]:
     """One status of the table of errors, with an example."""
-    described = {name: {"description": text, "schema": {"type": "string"}} for name, text in (headers or {}).items()}
     example = {"message": message, "request_id": "5f0c1f5e", **more}
     return {
         "model": ErrorReply,
         "description": description,
-        "headers": described,
+        "headers": headers,
         "content": {"application/json": {"example": example}},
     }
 
 
-_RETRY = {"Retry-After": "Seconds until another attempt makes sense."}
+_RETRY = _headers({"Retry-After": "Seconds until another attempt makes sense."})
 
 _UNAUTHORIZED = _error(
     "The server wants a token, or another one.",
     "expected a known bearer token, found another",
-    headers={"WWW-Authenticate": "Bearer"},
+    headers=_headers({"WWW-Authenticate": "Bearer"}),
 )
 _UNAVAILABLE = _error(
     "Triton is away, or too many requests wait: try after Retry-After.",
@@ -145,6 +226,16 @@ _EVENT: dict[str, Any] = {
     "examples": [{"event": "progress", "data": '{"step": 1, "num_inference_steps": 35}'}],
 }
 
+_EVENT_EXAMPLE = {"event": "result", "data": json.dumps(_example(PictureReply))}
+
+_PICTURE_HEADERS = _headers(
+    {
+        "Server-Timing": "Milliseconds: read, masks, model, encode.",
+        "X-Multsd-Seed": "With a picture's own bytes: the seed that was used.",
+        "X-Multsd-Warnings": "With a picture's own bytes, where there are any: a JSON list of warnings.",
+    }
+)
+
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -178,17 +269,12 @@ def multsd(settings: Settings) -> dict[str, Any]:
         ),
         "response_model": None,
         "responses": {
-            200: {
-                "model": PictureReply,
-                "description": "The picture.",
-                "headers": {
-                    "Server-Timing": {
-                        "description": "Milliseconds: read, masks, model, encode.",
-                        "schema": {"type": "string"},
-                    }
-                },
-                "content": {"image/jpeg": _BYTES, "image/png": _BYTES, "image/webp": _BYTES},
-            },
+            200: _reply(
+                PictureReply,
+                "The picture.",
+                headers=_PICTURE_HEADERS,
+                others={"image/jpeg": _BYTES, "image/png": _BYTES, "image/webp": _BYTES},
+            ),
             **_ERRORS,
         },
         "openapi_extra": _request(settings),
@@ -203,23 +289,35 @@ def stream(settings: Settings) -> dict[str, Any]:
             "The request of POST /multsd, answered with server-sent events: `queued` while it waits (`position`: how "
             "many wait before it), `progress` after each step (`step`, `num_inference_steps`), `preview` where asked "
             "for (`image`: base64, a pixel for each 8 of the picture; `media_type`), then "
-            "`result` (the JSON of POST /multsd) or `error` (an error's body and "
-            "`status`). A request that is at fault gets an ordinary error reply. Closing the connection stops the work."
+            "`result` (the JSON of POST /multsd) or `error` (an error's body and `status`). A stream that has been "
+            f"silent for {settings.heartbeat_seconds:g} s (the header `Heartbeat-Seconds`) gets a comment line, "
+            "`: heartbeat`. A request that is at fault gets an ordinary error reply. Closing the connection stops the "
+            "work."
         ),
         "response_model": None,
         "responses": {
-            200: {"description": "Events.", "content": {"text/event-stream": {"schema": _EVENT}}},
+            200: {
+                "description": "Events.",
+                "headers": _REQUEST_ID,
+                "content": {"text/event-stream": {"schema": _EVENT, "example": _EVENT_EXAMPLE}},
+            },
             **_ERRORS,
         },
         "openapi_extra": _request(settings),
     }
 
 
+PAGE: dict[str, Any] = {
+    "summary": "A page to paint regions on",
+    "response_class": HTMLResponse,
+    "responses": {200: {"description": "HTML; what it needs is served under /page/.", "headers": _REQUEST_ID}},
+}
+
 LIMITS: dict[str, Any] = {
     "summary": "What this deployment accepts, and with which checkpoint it paints",
     "response_model": None,
     "responses": {
-        200: {"model": LimitsReply, "description": "Limits and checkpoint."},
+        200: _reply(LimitsReply, "Limits and checkpoint."),
         401: _UNAUTHORIZED,
         503: _UNAVAILABLE,
     },
@@ -228,20 +326,38 @@ LIMITS: dict[str, Any] = {
 HEALTHZ: dict[str, Any] = {
     "summary": "Whether the gateway runs",
     "response_model": None,
-    "responses": {200: {"model": AliveReply, "description": "It does."}},
+    "responses": {200: _reply(AliveReply, "It does.")},
 }
 
 READYZ: dict[str, Any] = {
     "summary": "Whether a picture could be painted now",
     "response_model": None,
     "responses": {
-        200: {"model": ReadyReply, "description": "A Triton and every model are ready."},
-        503: {"model": NotReadyReply, "description": "Something is missing."},
+        200: _reply(ReadyReply, "A Triton and every model are ready."),
+        503: _reply(NotReadyReply, "Something is missing."),
     },
 }
 
 METRICS: dict[str, Any] = {
     "summary": "Metrics for Prometheus: the gateway's own, then Triton's, with the UNet rows and the embedding cache",
     "response_class": PlainTextResponse,
-    "responses": {200: {"description": "multsd_gateway_triton_metrics_up is 0 where Triton's are missing."}},
+    "responses": {
+        200: {
+            "description": "multsd_gateway_triton_metrics_up is 0 where Triton's are missing.",
+            "headers": _REQUEST_ID,
+            "content": {"text/plain": {"example": 'multsd_gateway_requests_total{path="/multsd",status="200"} 7.0\n'}},
+        }
+    },
 }
+
+
+def require_tokens(app: FastAPI, *, open_paths: Collection[str]) -> None:
+    """Say in OpenAPI that every path but the open ones wants a bearer token."""
+    document = app.openapi()  # made once, and kept by the application
+    document["components"]["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "One of the tokens that this server knows."}
+    }
+    for path, operations in document["paths"].items():
+        if path not in open_paths:
+            for operation in operations.values():
+                operation["security"] = [{"token": []}]

@@ -10,7 +10,11 @@ from multsd_client.errors import FieldNote
 
 
 class GatewayError(Exception):
-    """Base of what a caller may be told about."""
+    """Base of what a caller may be told about. retry_after: whole seconds, where they are known better than below."""
+
+    def __init__(self, message: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class InvalidRequestError(GatewayError):
@@ -26,11 +30,7 @@ class UnauthorizedError(GatewayError):
 
 
 class RateLimitedError(GatewayError):
-    """A token asked for more than its share; retry_after: whole seconds until it may ask again."""
-
-    def __init__(self, message: str, *, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """A token asked for more than its share."""
 
 
 class BodyTooLargeError(GatewayError):
@@ -88,8 +88,10 @@ INTERNAL = Answer(500, "internal error")
 
 def answer_for(error: Exception) -> Answer:
     """The table's row for an exception; what is not in it is an internal error."""
-    answer = ANSWERS.get(type(error), INTERNAL) if isinstance(error, GatewayError) else INTERNAL
-    return replace(answer, retry_after=error.retry_after) if isinstance(error, RateLimitedError) else answer
+    if not isinstance(error, GatewayError):
+        return INTERNAL
+    answer = ANSWERS.get(type(error), INTERNAL)
+    return replace(answer, retry_after=error.retry_after) if error.retry_after is not None else answer
 
 
 def error_body(error: Exception, *, request_id: str) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from tritonclient.grpc import InferResult
 from tritonclient.grpc.aio import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from multsd_client import tensors
+from multsd_client import tensors, triton_errors
 from multsd_client.fields import note_of_message
 from multsd_client.tensors import ModelRequest, Picture, Update
-from multsd_client.triton import NAMED_CODES, infer_inputs, outputs, split_code
+from multsd_client.triton import NAMED_CODES, infer_inputs, outputs
+from multsd_client.triton_errors import DEAD, Meaning, TritonError
 from multsd_gateway.errors import (
     DeadlineExceededError,
     GatewayError,
@@ -34,16 +35,13 @@ log = logging.getLogger(__name__)
 
 OnProgress = Callable[[Update], Awaitable[None]]
 
-# What Triton itself says, without a code, of a model that is not (or no longer) loaded, or whose queue is full.
-_NOT_NOW = ("unknown model", "is not ready", "no available versions", "unloaded", "maximum queue size")
-
-# What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
-_DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
-
-# Of a deadline there is no warning: the gateway holds it itself.
-_UNSUPPORTED = {"preview_every": "not used, the served model makes no previews"}
+# What `multidiffusion` says of a network that hangs; Triton calls it ready all the while.
+_SILENT = re.compile(r"(\w+): no answer for [\d.]+ s")
 
 _PING_SECONDS = 1.0
+_PROBE_SECONDS = 3.0
+_SUSPECT_SECONDS = 1.0  # that a model under suspicion has to refuse a request
+_HUNG_SECONDS = 10.0  # that any other has
 
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
@@ -62,6 +60,11 @@ class ModelDescription:
 
     inputs: frozenset[str]
     parameters: Mapping[str, str]
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """The samplers that it names, its default first; none where it does not tell."""
+        return tuple(name for part in self.parameters.get("samplers", "").split(",") if (name := part.strip()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +93,30 @@ class Painter(Protocol):
     async def describe(self) -> ModelDescription:
         """What the served model says of itself. Raises ModelUnavailableError."""
 
+    def samplers(self) -> tuple[str, ...] | None:
+        """Those that the served model is known to have, without asking it; None where it has not told."""
+
     async def close(self) -> None:
         """Give back what it holds."""
 
 
 def error_of(code: str, message: str) -> GatewayError:
     """The gateway's exception for a status of Triton, by its gRPC name."""
-    if code in ("INVALID_ARGUMENT", "INVALID_ARG"):
-        return InvalidRequestError([note_of_message(message)])
-    if code in ("UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED") or _DEAD.search(message):
-        return ModelUnavailableError(message)
-    if code in ("CANCELLED", "DEADLINE_EXCEEDED"):
-        return DeadlineExceededError(f"the model gave up: {message}")
-    return ModelFailedError(failure(message))
+    return _error(triton_errors.of_status(code, message))
+
+
+def _error(told: TritonError) -> GatewayError:
+    message = told.message
+    match told.meaning:
+        case Meaning.INVALID:
+            return InvalidRequestError([note_of_message(message)])
+        case Meaning.NOT_NOW:
+            return ModelUnavailableError(message, retry_after=told.retry_after)
+        case Meaning.LATE:
+            late = message.removeprefix("deadline_s: ")
+            return DeadlineExceededError(f"the picture cannot be ready in time: {late}")
+        case Meaning.FAILED:
+            return ModelFailedError(failure(message))
 
 
 class TritonPainter:
@@ -114,7 +128,8 @@ class TritonPainter:
         self._access = access
         self._headers = dict(access.headers)
         self._description: ModelDescription | None = None
-        self._suspects: set[str] = set()  # models that Triton calls ready and whose process was found dead
+        self._probe: asyncio.Task[bool] | None = None
+        self._suspects: set[str] = set()  # models that Triton calls ready and whose process was found dead or silent
 
     @cached_property
     def _client(self) -> InferenceServerClient:
@@ -136,10 +151,10 @@ class TritonPainter:
                 picture = await _last(call, on_progress)
         except grpc.RpcError as error:
             message = error.details() or ""
-            self._suspects.update(_DEAD.findall(message))
+            self._suspect(message)
             raise error_of(error.code().name, message) from error
         except GatewayError as error:
-            self._suspects.update(_DEAD.findall(str(error)))
+            self._suspect(str(error))
             raise
         finally:
             call.cancel()
@@ -159,6 +174,9 @@ class TritonPainter:
                 raise ModelUnavailableError(f"no description of the model: {error.message()}") from error
         return self._description
 
+    def samplers(self) -> tuple[str, ...] | None:
+        return (self._description.samplers or None) if self._description is not None else None
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -173,51 +191,57 @@ class TritonPainter:
 
     async def _supported(self, request: ModelRequest) -> tuple[ModelRequest, list[dict[str, str]]]:
         """The request without what the served model does not know, and a warning of that."""
-        asked = [name for name in tensors.NEWER_INPUTS if getattr(request, name) is not None]
-        inputs = (await self.describe()).inputs if asked else frozenset()
-        missing: dict[str, Any] = {name: None for name in asked if name not in inputs}
-        warnings = [{"field": name, "message": _UNSUPPORTED[name]} for name in missing if name in _UNSUPPORTED]
-        return (replace(request, **missing) if missing else request), warnings
+        inputs = (await self.describe()).inputs if tensors.newer_inputs(request) else frozenset()
+        return tensors.supported(request, inputs)
 
     async def _ready(self, model: str) -> bool:
         try:
             ready = bool(await self._client.is_model_ready(model, headers=self._headers))
-            return ready and (model not in self._suspects or await self._answers(model))
-        except InferenceServerException:
+            return ready and (model not in self._suspects or await self._alive(model, _SUSPECT_SECONDS))
+        except (InferenceServerException, grpc.RpcError):
             return False
 
-    async def _answers(self, model: str) -> bool:
-        """Whether a suspect's process is there after all, since Triton was started anew: it refuses empty tensors."""
+    def _suspect(self, message: str) -> None:
+        self._suspects.update(DEAD.findall(message), _SILENT.findall(message))
+
+    async def _alive(self, model: str, seconds: float) -> bool:
+        """Whether a model's process refuses tensors that are too small, within so many seconds."""
         metadata = await self._client.get_model_metadata(model, headers=self._headers)
         inputs = [_smallest_input(tensor) for tensor in metadata.inputs]
         call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}), headers=self._headers)
         try:
-            async for _, error in call:
-                if error is not None and _DEAD.search(str(error)):
-                    return False
-                break
-        except grpc.RpcError:
-            return False
+            async with asyncio.timeout(seconds):
+                async for _, error in call:
+                    if error is None or not DEAD.search(str(error)):
+                        self._suspects.discard(model)
+                        return True
+                    break
+        except TimeoutError:
+            log.warning("%s: %s says nothing for %g s", self._url, model, seconds)
         finally:
             call.cancel()
-        self._suspects.discard(model)
-        return True
+        self._suspects.add(model)
+        return False
 
     @asynccontextmanager
     async def _while_alive(self) -> AsyncIterator[None]:
-        """Run the body as long as Triton answers pings. Raises ModelUnavailableError.
+        """Run the body as long as Triton answers pings and the model lives. Raises ModelUnavailableError.
 
-        A server that is killed closes its connections; one that hangs, or whose machine is gone, does not.
+        A server that is killed closes its connections; one that hangs, or whose machine is gone, does not. Nor does
+        Triton end the streams of a Python model whose process has died.
         """
         try:
             async with asyncio.timeout(self._silence) as patience:
-                pings = asyncio.create_task(self._ping(patience))
+                watching = [asyncio.create_task(watch(patience)) for watch in (self._ping, self._watch)]
                 try:
                     yield
                 finally:
-                    pings.cancel()
+                    for task in watching:
+                        task.cancel()
         except TimeoutError:
-            raise ModelUnavailableError(f"no sign of life for {self._silence:g} s") from None
+            dead = tensors.MODEL in self._suspects
+            silent = f"from {tensors.MODEL}" if dead else f"for {self._silence:g} s"
+            raise ModelUnavailableError(f"no sign of life {silent}") from None
 
     async def _ping(self, patience: asyncio.Timeout) -> None:
         while True:
@@ -228,6 +252,21 @@ class TritonPainter:
                     patience.reschedule(asyncio.get_running_loop().time() + self._silence)
             except InferenceServerException as error:
                 log.debug("ping failed: %s", error)
+
+    async def _watch(self, patience: asyncio.Timeout) -> None:
+        """Let patience end once the model's process is dead or hangs; one probe at a time serves all requests."""
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._alive(tensors.MODEL, _HUNG_SECONDS))
+            try:
+                alive = await asyncio.shield(self._probe)
+            except (InferenceServerException, grpc.RpcError) as error:
+                log.debug("probe failed: %s", error)
+                continue
+            if not alive and not patience.expired():
+                patience.reschedule(asyncio.get_running_loop().time())
+                return
 
 
 def _requests(request: ModelRequest, request_id: str) -> AsyncIterator[dict[str, Any]]:
@@ -264,8 +303,7 @@ async def _last(
     """Follow a stream to its picture."""
     async for result, error in call:
         if result is None:
-            code, message = split_code(str(error))
-            raise error_of("NOT_FOUND" if any(text in message for text in _NOT_NOW) else code, message)
+            raise _error(triton_errors.of_text(str(error)))
         update = tensors.from_tensors(outputs(result))
         if isinstance(update, Picture):
             return update

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from multsd_client.errors import FieldNote
 from multsd_client.pictures import MEDIA_TYPES
 from multsd_client.shapes import Polygon
-from multsd_gateway.errors import InvalidRequestError
 from multsd_gateway.schema import MultsdRequest
 from multsd_gateway.settings import Settings
 from multsd_gateway.wording import found
@@ -34,16 +33,32 @@ def within_limits(request: MultsdRequest, settings: Settings) -> MultsdRequest:
     return request.model_copy(update=left_out)
 
 
-def check_limits(request: MultsdRequest, settings: Settings) -> None:
-    """Raises InvalidRequestError with every fault found."""
-    checks = (_counts, _polygons, _texts, _numbers)
-    faults = [fault for check in checks for fault in check(request, settings)]
+def limit_faults(
+    request: MultsdRequest,
+    settings: Settings,
+    *,
+    samplers: Collection[str] | None = None,
+    unread: Collection[str] = frozenset(),
+) -> list[FieldNote]:
+    """Every fault found. samplers: those that the model has, None where it has not told; unread: see Reading.
+
+    What has to agree with a field that could not be read is not looked at.
+    """
+    counts = [] if "fg_prompt" in unread else [each for each in _counts(request, settings) if each.field not in unread]
+    ranges = list(_numbers(request, settings))
+    areas = [] if ranges or {"width", "height", "masks"} & set(unread) else _areas(request, settings)
+    texts = _texts(request, settings)
+    return [*counts, *_polygons(request, settings), *texts, *_choices(request, samplers), *ranges, *areas]
+
+
+def _choices(request: MultsdRequest, samplers: Collection[str] | None) -> Iterator[FieldNote]:
     if request.output_format not in FORMATS:
-        faults.append(
-            FieldNote("output_format", f"expected {', '.join(FORMATS)}, found {found(request.output_format)}")
-        )
-    if faults:
-        raise InvalidRequestError(faults)
+        yield FieldNote("output_format", f"expected {', '.join(FORMATS)}, found {found(request.output_format)}")
+    scheduler = request.scheduler
+    if samplers is None or scheduler is None or len(scheduler.encode()) > MAX_NAME:  # told by _texts
+        return
+    if scheduler not in samplers:
+        yield FieldNote("scheduler", f"expected one of {', '.join(samplers)}, found {found(scheduler)}")
 
 
 def _counts(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]:
@@ -88,14 +103,10 @@ def _numbers(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]:
         ("preview_every", 0, settings.max_steps),
         ("deadline_s", SHORTEST_DEADLINE, settings.request_seconds),
     ]
-    outside = False
     for field, low, high in ranges:
         value = getattr(request, field)
         if value is not None and not low <= value <= high:
-            outside = True
             yield FieldNote(field, f"expected {low} to {_shown(high)}, found {found(value)}")
-    if not outside:
-        yield from _areas(request, settings)
 
 
 def _shown(limit: float) -> str:

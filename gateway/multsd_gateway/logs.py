@@ -7,6 +7,8 @@ import json
 import logging
 import logging.config
 
+FIELDS = "fields"  # of a log record: what a line of JSON has beside its message
+
 request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 
@@ -19,7 +21,10 @@ class RequestIdFilter(logging.Filter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line: time, level, request_id, logger, message, and exception where there is one."""
+    """A JSON object a line: time, level, request_id, logger, message, and exception where there is one.
+
+    A request's line in the access log has method, path, status, seconds and token (its name, or null) too.
+    """
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03d"
@@ -31,6 +36,7 @@ class JsonFormatter(logging.Formatter):
             "request_id": getattr(record, "request_id", "-"),
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,8 +88,10 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """Decode an image file after its header has been found harmless. Raises MaskError."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MaskError(f"expected an image of at most {max_pixels} pixels, found far more") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        told = re.search(r"\d+", str(error))
+        found = told.group() if told else "far more"
+        raise MaskError(f"expected an image of at most {max_pixels} pixels, found {found}") from None
     except Exception:  # Pillow's parsers raise nearly anything on hostile bytes
         raise MaskError(f"expected a {', '.join(FORMATS)} image, found {len(data)} bytes of something else") from None
     if image.width * image.height > max_pixels:

@@ -13,6 +13,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from multsd_gateway.outcome import outcome_of
+
 log = logging.getLogger(__name__)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # when a counter began is told by its first sample, too
@@ -58,7 +60,10 @@ class Metrics:
         self._paths = frozenset(paths)
         labels = ["path"]
         self.requests = Counter(
-            "multsd_gateway_requests", "Requests answered.", [*labels, "status"], registry=self._registry
+            "multsd_gateway_requests",
+            "Requests answered, by status; a stream that failed by its error event's.",
+            [*labels, "status"],
+            registry=self._registry,
         )
         self.seconds = Histogram(
             "multsd_gateway_request_seconds",
@@ -143,5 +148,5 @@ class Measured:
             try:
                 await self._app(scope, counted_receive, counted_send)
             finally:
-                metrics.requests.labels(path, str(status)).inc()
+                metrics.requests.labels(path, str(outcome_of(scope).status or status)).inc()
                 metrics.seconds.labels(path).observe(time.perf_counter() - began)

@@ -11,7 +11,9 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from multsd_gateway.logs import request_id_var
+from multsd_gateway.errors import INTERNAL
+from multsd_gateway.logs import FIELDS, request_id_var
+from multsd_gateway.outcome import outcome_of
 from multsd_gateway.replies import error_reply
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,22 @@ class RequestIds:
             if status:
                 raise
             await error_reply(error)(scope, receive, send_with_id)
-        milliseconds = (time.monotonic() - began) * 1000
-        level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
-        log.log(level, "%s %s %d %.0f ms", scope["method"], quote(scope["path"][:100]), status, milliseconds)
+        finally:
+            _log(scope, status or INTERNAL.status, time.monotonic() - began)
+
+
+def _log(scope: Scope, head: int, seconds: float) -> None:
+    """The request's line in the access log. head: the status that the reply began with."""
+    outcome = outcome_of(scope)
+    fields = {
+        "method": scope["method"],
+        "path": quote(scope["path"][:100]),
+        "status": outcome.status or head,
+        "seconds": round(seconds, 6),
+        "token": outcome.token,
+    }
+    level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
+    text = f"{fields['method']} {fields['path']} {fields['status']} {seconds * 1000:.0f} ms"
+    if outcome.token is not None:
+        text += f", token {outcome.token}"
+    log.log(level, "%s", text, extra={FIELDS: fields})

@@ -37,7 +37,9 @@ def read_number(value: object) -> float:
     if isinstance(value, str):
         readable = _NUMBER.fullmatch(value.strip()) is not None
     else:
-        readable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= EXACT_FLOAT
+        readable = isinstance(value, int | float) and not isinstance(value, bool)
+    if readable and not isinstance(value, str) and EXACT_FLOAT < abs(value) < math.inf:  # type: ignore[arg-type]
+        raise ValueError(f"expected a number of at most {EXACT_FLOAT:.0f}, found {found(value)}")
     number = float(value) if readable else math.nan  # type: ignore[arg-type]
     if not math.isfinite(number):
         raise ValueError(f"expected a finite number, found {found(value)}")
@@ -82,8 +84,10 @@ def read_text(value: object) -> str:
 
 def read_mask(value: object) -> MaskSource:
     """A mask: a string with an image, or an object with a box, a polygon or run lengths. Raises ValueError."""
-    if not isinstance(value, dict):
+    if isinstance(value, str):
         return read_text(value)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an image or an object, found {found(value)}")
     kinds = [kind for kind in _SHAPES if kind in value]
     if len(kinds) != 1:
         expected = ", ".join(f'"{kind}"' for kind in _SHAPES)

@@ -65,22 +65,22 @@ def _texts_and_masks(settings: Settings) -> dict[str, dict[str, Any]]:
     regions = {"maxItems": settings.max_regions}
     text = {"type": "string", "maxLength": most}
     return {
-        "bg_prompt": _field(f"Prompt of the background, at most {most} bytes.", "a beach at noon, photo", text),
-        "bg_nprompt": _optional("What the background should not show.", "blurry, text", text),
+        "bg_prompt": _field(f"Prompt of the background, at most {most} bytes.", "a beach at noon, photo", schema=text),
+        "bg_nprompt": _optional("What the background should not show.", "blurry, text", schema=text),
         "fg_prompt": _optional(
             "One prompt per mask; none is plain text-to-image.",
             ["a Husky dog"],
-            {"type": "array", "items": text, **regions},
+            schema={"type": "array", "items": text, **regions},
         ),
         "fg_nprompt": _optional(
             "One negative prompt per mask, or one for all masks; left out, bg_nprompt holds for all.",
             ["cartoon, drawing"],
-            {"type": "array", "items": text, **regions},
+            schema={"type": "array", "items": text, **regions},
         ),
         "masks": _optional(
             "One per fg_prompt: an image or a shape.",
             [BOX_EXAMPLE],
-            {"type": "array", "items": _mask(settings), **regions},
+            schema={"type": "array", "items": _mask(settings), **regions},
         ),
     }
 
@@ -101,7 +101,9 @@ def _sampling(settings: Settings) -> dict[str, dict[str, Any]]:
             "Classifier-free guidance; 1 for none. Left out: 7.5.", 7.5, 0, limits.MAX_GUIDANCE, kind="number"
         ),
         "scheduler": _optional(
-            f"{', '.join(SAMPLERS)}. Left out: ddim.", "ddim", {"type": "string", "maxLength": limits.MAX_NAME}
+            f"The sampler: {', '.join(SAMPLERS)}, where the served model has no others (GET /limits). Left out: ddim.",
+            *SAMPLERS,
+            schema={"type": "string", "maxLength": limits.MAX_NAME},
         ),
         "view_stride": _number(
             "Latent cells (of 8 pixels) between neighbouring views. Left out: the checkpoint's.",
@@ -114,7 +116,9 @@ def _sampling(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def _delivery(settings: Settings) -> dict[str, dict[str, Any]]:
     return {
-        "output_format": _optional("The picture's format.", "jpeg", {"type": "string", "enum": list(limits.FORMATS)}),
+        "output_format": _optional(
+            "The picture's format.", "jpeg", schema={"type": "string", "enum": list(limits.FORMATS)}
+        ),
         "quality": _number("Of JPEG and WebP. Left out: 95.", 90, 1, limits.MAX_QUALITY),
         "preview_every": _number(
             "A preview every so many steps, of the stream; 0 for none. A warning where the model makes none.",
@@ -132,12 +136,12 @@ def _delivery(settings: Settings) -> dict[str, dict[str, Any]]:
     }
 
 
-def _field(description: str, example: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    return {**schema, "description": description, "examples": [example]}
+def _field(description: str, *examples: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "description": description, "examples": list(examples)}
 
 
-def _optional(description: str, example: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    return _field(description, example, {"anyOf": [schema, {"type": "null"}]})
+def _optional(description: str, *examples: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    return _field(description, *examples, schema={"anyOf": [schema, {"type": "null"}]})
 
 
 def _number(description: str, example: float, low: float, high: float, *, kind: str = "integer") -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _number(description: str, example: float, low: float, high: float, *, kind: 
     return _field(
         f"{description} From {low} to {high}.",
         example,
-        {
+        schema={
             "anyOf": [
                 {"type": kind, "minimum": low, "maximum": high},
                 {"type": "string", "pattern": pattern, "description": f"The {kind} in digits."},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
 
 from multsd_client.errors import FieldNote
-from multsd_gateway.errors import InvalidRequestError
 from multsd_gateway.readers import MaskSource, read_integer, read_list, read_mask, read_number, read_text
 from multsd_gateway.wording import clip
 
@@ -47,20 +47,31 @@ class MultsdRequest(BaseModel):
     deadline_s: Number | None = None
 
 
-def read_request(data: Mapping[str, Any], *, strict: bool) -> tuple[MultsdRequest, list[FieldNote]]:
-    """Check types; null is the same as left out. Returns the request and warnings of unknown fields.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a body says. request: of the fields that could be read; unread: those that could not, with their faults."""
 
-    Raises InvalidRequestError with every fault found; strict makes unknown fields faults.
-    """
+    request: MultsdRequest
+    warnings: tuple[FieldNote, ...]
+    faults: tuple[FieldNote, ...] = ()
+    unread: frozenset[str] = frozenset()
+
+
+def read_request(data: Mapping[str, Any], *, strict: bool) -> Reading:
+    """Check types; null is the same as left out. Unknown fields are warnings, or faults where strict."""
     names = (name for name in data if name not in MultsdRequest.model_fields)
-    unknown = [_unknown(name) for name in islice(names, MAX_NOTES)]
-    if strict and unknown:
-        raise InvalidRequestError(unknown)
+    unknown = tuple(_unknown(name) for name in islice(names, MAX_NOTES))
+    warnings, faults = ((), unknown) if strict else (unknown, ())
+    given = {name: value for name, value in data.items() if value is not None}
     try:
-        request = MultsdRequest.model_validate({name: value for name, value in data.items() if value is not None})
+        return Reading(MultsdRequest.model_validate(given), warnings, faults)
     except ValidationError as error:
-        raise InvalidRequestError([_note(fault) for fault in error.errors()[:MAX_NOTES]]) from None
-    return request, unknown
+        found = error.errors()
+    unread = frozenset(str(fault["loc"][0]) for fault in found)
+    # What could be read is still held to its limits: a caller hears of every fault at once.
+    readable = {name: value for name, value in given.items() if name not in unread}
+    request = MultsdRequest.model_validate({"bg_prompt": "", **readable})
+    return Reading(request, warnings, (*faults, *map(_note, found[:MAX_NOTES])), unread)
 
 
 def _unknown(name: str) -> FieldNote:

@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from multsd_gateway.errors import RateLimitedError, UnauthorizedError
+from multsd_gateway.outcome import outcome_of
 from multsd_gateway.rate import RateLimit
 from multsd_gateway.replies import error_reply
 from multsd_gateway.tokens import Tokens
@@ -65,6 +66,7 @@ class Authentication:
             return
         try:
             owner = self._tokens.owner(Headers(scope=scope).get("authorization"))
+            outcome_of(scope).token = owner
             if scope["method"] == "POST":
                 self._rate.take(owner)
         except (UnauthorizedError, RateLimitedError) as error:

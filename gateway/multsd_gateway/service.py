@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from multsd_client import pictures, replay
+from multsd_client import pictures
+from multsd_client.encoding import Output, encode
 from multsd_client.errors import FieldNote
 from multsd_client.fields import json_parameters, note_of_warning
-from multsd_client.pictures import TextTooLongError
 from multsd_client.shapes import Mask
-from multsd_client.tensors import ModelRequest, Picture
-from multsd_gateway.admission import Admission
-from multsd_gateway.body import parse_object
-from multsd_gateway.errors import DeadlineExceededError
+from multsd_client.tensors import ModelRequest, Queued
+from multsd_gateway.admission import Admission, OnPlace
+from multsd_gateway.body import most_containers, parse_object
+from multsd_gateway.errors import DeadlineExceededError, InvalidRequestError
 from multsd_gateway.inference import OnProgress, Painter
-from multsd_gateway.limits import SHORTEST_DEADLINE, check_limits, within_limits
+from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, within_limits
 from multsd_gateway.masks import decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
@@ -74,7 +74,7 @@ class Painting:
 class Order:
     """What a caller asks for besides the body. picture_format: instead of the request's own; strict: see read_request.
 
-    on_start is awaited once the request is known to be good and its turn has come.
+    on_start is awaited once the request is known to be good and its turn has come; on_progress may be before.
     """
 
     request_id: str
@@ -82,6 +82,12 @@ class Order:
     picture_format: str | None = None
     on_start: Callable[[], Awaitable[None]] | None = None
     on_progress: OnProgress | None = None
+
+    @property
+    def on_place(self) -> OnPlace | None:
+        """What hears of the place in the gateway's own queue: on_progress, as of the model's."""
+        tell = self.on_progress
+        return None if tell is None else lambda place: tell(Queued(place))
 
 
 class Service:
@@ -101,12 +107,12 @@ class Service:
         The body is released as soon as its masks are decoded.
         """
         seconds, arrival = self._settings.request_seconds, asyncio.get_running_loop().time()
-        watch = Stopwatch()
+        watch, samplers = Stopwatch(), self._painter.samplers()
         try:
             async with asyncio.timeout(seconds) as timeout:
                 with watch("read"):
                     request, warnings = await self.in_thread_if_large(
-                        lambda: check(bytes(upload), strict=order.strict, settings=self._settings),
+                        lambda: check(bytes(upload), strict=order.strict, settings=self._settings, samplers=samplers),
                         large=len(upload) > LARGE_BODY,
                     )
                 if request.deadline_s is not None:
@@ -127,7 +133,7 @@ class Service:
     async def _paint(
         self, request: MultsdRequest, warnings: list[FieldNote], upload: Upload, order: Order, watch: Stopwatch
     ) -> Painting:
-        async with self.admission.slot():
+        async with self.admission.slot(order.on_place):
             with watch("masks"):
                 masks, mask_warnings = await self.in_thread(
                     lambda: decode_masks(
@@ -138,10 +144,11 @@ class Service:
             upload.release()
             if order.on_start is not None:
                 await order.on_start()
-            if request.deadline_s is not None:
-                left = max(request.deadline_s - watch.total(), SHORTEST_DEADLINE)
-                request = request.model_copy(update={"deadline_s": left})
-            asked = model_request(request, masks, progress=order.on_progress is not None)
+            # The gateway's own limit too: the model knows at once what it cannot paint in that time.
+            left = (request.deadline_s or self._settings.request_seconds) - watch.total()
+            asked = model_request(
+                request, masks, progress=order.on_progress is not None, deadline_s=max(left, SHORTEST_DEADLINE)
+            )
             if request.preview_every and not asked.progress:
                 warnings = [*warnings, FieldNote("preview_every", "not used, only POST /multsd/stream shows previews")]
             with watch("model"):
@@ -165,16 +172,23 @@ class Service:
         )
 
 
-def check(body: bytes, *, strict: bool, settings: Settings) -> tuple[MultsdRequest, list[FieldNote]]:
-    """A body that is a request within the limits, and warnings. Raises InvalidRequestError."""
-    request, warnings = read_request(parse_object(body), strict=strict)
-    request = within_limits(request, settings)
-    check_limits(request, settings)
-    return request, warnings
+def check(
+    body: bytes, *, strict: bool, settings: Settings, samplers: Collection[str] | None
+) -> tuple[MultsdRequest, list[FieldNote]]:
+    """A body that is a request within the limits, and warnings. samplers: see limit_faults.
+
+    Raises InvalidRequestError with every fault found.
+    """
+    reading = read_request(parse_object(body, most_containers(settings)), strict=strict)
+    request = within_limits(reading.request, settings)
+    faults = [*reading.faults, *limit_faults(request, settings, samplers=samplers, unread=reading.unread)]
+    if faults:
+        raise InvalidRequestError(faults)
+    return request, list(reading.warnings)
 
 
-def model_request(request: MultsdRequest, masks: Mask | None, *, progress: bool) -> ModelRequest:
-    """The request in the model's terms; a seed that is missing is drawn here."""
+def model_request(request: MultsdRequest, masks: Mask | None, *, progress: bool, deadline_s: float) -> ModelRequest:
+    """The request in the model's terms; a seed that is missing is drawn here. deadline_s: what is left of it."""
     negative = request.fg_nprompt or (request.bg_nprompt,)
     if len(negative) == 1:
         negative *= len(request.fg_prompt)
@@ -191,42 +205,6 @@ def model_request(request: MultsdRequest, masks: Mask | None, *, progress: bool)
         scheduler=request.scheduler,
         view_stride=request.view_stride,
         preview_every=(request.preview_every or None) if progress else None,
-        deadline_s=request.deadline_s,
+        deadline_s=deadline_s,
         progress=progress,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """How a picture becomes a file. embed: whether it carries its parameters, of at most max_embedded_bytes."""
-
-    output_format: str
-    quality: int | None
-    embed: bool
-    max_embedded_bytes: int
-
-
-def encode(asked: ModelRequest, picture: Picture, output: Output) -> tuple[bytes, list[FieldNote]]:
-    """The picture's file, and warnings."""
-    warnings = []
-    if output.quality is not None and output.output_format == "png":
-        warnings.append(FieldNote("quality", "not used, PNG keeps every pixel as it is"))
-    if output.embed:
-        try:
-            return _encode(picture, output, text=_record(asked, picture, output)), warnings
-        except TextTooLongError as error:
-            message = f"the picture does not carry its parameters: {error}"
-            warnings.append(FieldNote("output_format", message))
-    return _encode(picture, output, text=None), warnings
-
-
-def _record(asked: ModelRequest, picture: Picture, output: Output) -> str:
-    record = replay.record(asked, picture, output_format=output.output_format, quality=output.quality)
-    text = replay.to_text(record)
-    if len(text) > output.max_embedded_bytes:
-        raise TextTooLongError(f"expected at most {output.max_embedded_bytes} bytes, found {len(text)}")
-    return text
-
-
-def _encode(picture: Picture, output: Output, *, text: str | None) -> bytes:
-    return pictures.encode(picture.image, output.output_format, quality=output.quality, text=text)

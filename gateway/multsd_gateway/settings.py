@@ -68,14 +68,21 @@ class Settings(BaseSettings):
     )
 
     token_file: Path | None = Field(
-        default=None, description="File of bearer tokens, [NAME:]TOKEN a line, read at start; none: everybody may ask."
+        default=None,
+        description="File of bearer tokens, [NAME:]TOKEN a line, read at start; "
+        "a name may have several, so that one can be changed. None: everybody may ask.",
     )
     open_paths: Names = Field(
         default=("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"),
         description="Paths that need no token.",
     )
-    rate_per_minute: float = Field(default=60.0, gt=0, description="Pictures a minute that each token may ask for.")
-    rate_burst: int = Field(default=20, ge=1, description="Pictures that a token may ask for at once.")
+    rate_per_minute: float = Field(
+        default=60.0,
+        gt=0,
+        description="Requests for pictures a minute that each gateway process lets a token's name make; those that "
+        "it then refuses for their bodies count too.",
+    )
+    rate_burst: int = Field(default=20, ge=1, description="Of those, how many may come at once.")
     cors_origins: Names = Field(
         default=(), description="Origins whose pages may call the API from a browser, such as https://example.org."
     )
@@ -107,6 +114,9 @@ class Settings(BaseSettings):
     body_seconds: float = Field(default=30.0, gt=0, description="Longest time for a body to arrive.")
     request_seconds: float = Field(
         default=300.0, gt=0, description="Longest time from a request's arrival to its picture."
+    )
+    heartbeat_seconds: float = Field(
+        default=15.0, gt=0, description="A stream of events that was silent for so long gets a comment line."
     )
     max_running: int = Field(default=8, ge=1, description="Requests at work in Triton at once.")
     max_waiting: int = Field(default=32, ge=0, description="Requests that may wait for those; past it 503 at once.")

@@ -5,6 +5,7 @@
 `overload`: ten times what the stack can do, for a minute. `soak`: small requests, some of them cancelled at random.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from checkpoint import load_checkpoint
+from checkpoint_files import load_checkpoint
 from pipeline import prepare
 from tests.benchmarks.load_stack import RESULTS, Service, client, running_service, simulated_repository
 from tests.benchmarks.published import onnx_networks, paint_published
@@ -43,6 +44,7 @@ MIXED = (
     Case(448, 448, (), steps=12, bootstrapping=0, goal=0),
     Case(640, 512, (BOX,), steps=8, bootstrapping=2, goal=0),
 )
+SEEDS = 3  # different pictures of the overload
 ONE = Case(512, 512, (BOX,), steps=35, bootstrapping=7, goal=0)
 
 
@@ -52,13 +54,16 @@ class Answer:
 
     status: int
     seconds: float
+    picture: str  # its SHA-256
 
 
 def ask(http: httpx.Client, case: Case, seed: int) -> Answer:
     """One request through the whole stack."""
     started = time.perf_counter()
-    status = http.post("/multsd", json=case.body() | {"seed": seed}).status_code
-    return Answer(status, time.perf_counter() - started)
+    reply = http.post("/multsd", json=case.body() | {"seed": seed})
+    seconds = time.perf_counter() - started
+    picture = reply.json()["image"] if reply.status_code == 200 else ""
+    return Answer(reply.status_code, seconds, hashlib.sha256(picture.encode()).hexdigest())
 
 
 def run_all(service: Service, cases: Sequence[Case], at_once: int) -> tuple[list[Answer], float]:
@@ -107,10 +112,14 @@ def cpu(requests: Annotated[int, typer.Option(help="Of each concurrency.")] = 24
                 f"{values['rows_per_call']:.1f}",
                 f"{values['outside_share']:.0%}",
             )
+        equal, _ = run_all(service, [MIXED[0]] * requests, 8)
+    equal_times = [answer.seconds for answer in equal if answer.status == 200]
+    spread = float(np.percentile(equal_times, 99)) / statistics.median(equal_times)
     published = _published_per_minute(cases)
     console.print(table)
     console.print(f"the published loop on the same networks, one at a time: {published:.1f} pictures/min")
-    written("load_cpu", {"concurrency": figures, "published_per_minute": published})
+    console.print(f"equal requests, 8 at once: p99 / p50 {spread:.2f} (goal 1.3)")
+    written("load_cpu", {"concurrency": figures, "published_per_minute": published, "equal_p99_p50": spread})
 
 
 def _published_per_minute(cases: Sequence[Case]) -> float:
@@ -131,34 +140,36 @@ def gpu(requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.")] 
     repository = simulated_repository(RESULTS / "simulated_repository", seconds)
     with running_service(repository) as service:
         run_all(service, [ONE] * 8, 8)
-        rows, calls, _ = service.unet_counts()
+        rows, calls, busy = service.unet_counts()
         answers, seconds_taken = run_all(service, [ONE] * requests, 8)
         after = service.unet_counts()
         rows_each = (after[0] - rows) / requests
         bound = 1 / (rows_each / MAX_BATCH_SIZE * (CALL_SECONDS + MAX_BATCH_SIZE * ROW_SECONDS))
         reached = sum(answer.status == 200 for answer in answers) / seconds_taken
+        busy_share = (after[2] - busy) / seconds_taken
         idle, beside = _small_beside_large(service)
     console.print(
         f"simulation, a UNet call takes {CALL_SECONDS * 1e3:.0f} ms + {ROW_SECONDS * 1e3:.0f} ms a row: "
         f"{reached:.2f} pictures/s of {rows_each:.0f} rows at concurrency 8, bound {bound:.2f} "
-        f"({reached / bound:.0%}, goal 85 %), {(after[0] - rows) / (after[1] - calls):.1f} rows a call"
+        f"({reached / bound:.0%}, goal 85 %), {(after[0] - rows) / (after[1] - calls):.1f} rows a call, "
+        f"the UNet busy {busy_share:.0%} of the time"
     )
     console.print(
         f"a small request takes {idle:.2f} s idle, {beside:.2f} s beside a large one ({beside / idle:.2f}, goal 2.5)"
     )
-    figures = {"reached": reached, "bound": bound, "idle": idle, "beside": beside}
+    figures = {"reached": reached, "bound": bound, "busy_share": busy_share, "idle": idle, "beside": beside}
     written("load_gpu", figures)
 
 
 def _small_beside_large(service: Service) -> tuple[float, float]:
     """Seconds of a small request alone, and while one of 12 000 rows runs: medians."""
-    large = Case(2048, 512, (), steps=240, bootstrapping=0, goal=0)  # 25 views, 50 rows a step
+    large = Case(2048, 1024, (), steps=27, bootstrapping=0, goal=0)  # 225 views, 450 rows a step
     with client(service) as http:
         idle = statistics.median(ask(http, ONE, seed).seconds for seed in range(3))
         wide = threading.Thread(target=ask, args=(http, large, 1))
         rows = service.unet_counts()[0]
         wide.start()
-        while service.unet_counts()[0] <= rows:
+        while wide.is_alive() and service.unet_counts()[0] <= rows:
             time.sleep(0.05)
         beside = statistics.median(ask(http, ONE, seed).seconds for seed in range(3))
         if not wide.is_alive():
@@ -172,28 +183,32 @@ def overload(seconds: Annotated[float, typer.Option(help="How long.")] = 60) -> 
     """Ten times what the stack can do."""
     case = MIXED[0]
     with running_service() as service, client(service) as http:
-        alone = statistics.median(ask(http, case, seed).seconds for seed in range(3))
-        interval, before = alone / 10, service.memory()
-        answers: list[Answer] = []
+        alone = [ask(http, case, seed) for seed in range(SEEDS)]
+        interval, before = statistics.median(answer.seconds for answer in alone) / 10, service.memory()
+        answers: list[tuple[int, Answer]] = []
         threads: list[threading.Thread] = []
         peak, ends = before, time.monotonic() + seconds
         while time.monotonic() < ends:
-            thread = threading.Thread(target=lambda: answers.append(ask(http, case, len(threads))))
+            seed = len(threads) % SEEDS
+            thread = threading.Thread(target=lambda seed=seed: answers.append((seed, ask(http, case, seed))))
             thread.start()
             threads.append(thread)
             peak = max(peak, service.memory())
             time.sleep(interval)
         for thread in threads:
             thread.join()
-        statuses = Counter(answer.status for answer in answers)
-        refusals = [answer.seconds for answer in answers if answer.status == 503]
+        statuses = Counter(answer.status for _, answer in answers)
+        refusals = [answer.seconds for _, answer in answers if answer.status == 503]
+        right = sum(answer.picture == alone[seed].picture for seed, answer in answers if answer.status == 200)
         after = service.memory()
     late = float(np.percentile(refusals, 95)) if refusals else 0.0
     console.print(f"{len(answers)} requests in {seconds:.0f} s, one every {interval:.2f} s: {dict(statuses)}")
+    console.print(f"{right} of the {statuses[200]} pictures are those of the same requests alone, byte by byte")
     console.print(
         f"p95 of refusals {late * 1e3:.0f} ms (goal 250); memory {before:.2f}, peak {peak:.2f}, after {after:.2f} GiB"
     )
-    written("load_overload", {"statuses": statuses, "refusal_p95": late, "memory": [before, peak, after]})
+    figures = {"statuses": statuses, "right": right, "refusal_p95": late, "memory": [before, peak, after]}
+    written("load_overload", figures)
 
 
 @app.command()
@@ -205,7 +220,7 @@ def soak(requests: Annotated[int, typer.Option(help="Small ones.")] = 2000) -> N
     waits = [rng.uniform(0.01, 0.3) for _ in range(requests)]
     with running_service() as service:
         run_all(service, [case] * 40, 8)
-        before = (service.memory(), service.descriptors())
+        before = service.held()
 
         def once(i: int) -> int:
             if not cancelled[i]:
@@ -220,7 +235,8 @@ def soak(requests: Annotated[int, typer.Option(help="Small ones.")] = 2000) -> N
 
         with client(service) as http, ThreadPoolExecutor(8) as pool:
             statuses = Counter(pool.map(once, range(requests)))
-        after = (service.memory(), service.descriptors())
+            ask(http, case, 0)  # waits until the cancelled ones are gone
+        after = service.held()
     console.print(f"{requests} requests: {dict(statuses)} (0: cancelled)")
-    console.print(f"memory {before[0]:.2f} -> {after[0]:.2f} GiB, file descriptors {before[1]} -> {after[1]}")
-    written("load_soak", {"statuses": statuses, "memory": [before[0], after[0]], "descriptors": [before[1], after[1]]})
+    console.print(*(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in before), sep=", ")
+    written("load_soak", {"statuses": statuses, "before": before, "after": after})

@@ -41,6 +41,14 @@ class Service:
         """Open file descriptors of all processes."""
         return sum(len(list(Path(f"/proc/{pid}/fd").glob("*"))) for pid in self._processes())
 
+    def threads(self) -> int:
+        """Threads of all processes."""
+        return sum(len(list(Path(f"/proc/{pid}/task").glob("*"))) for pid in self._processes())
+
+    def held(self) -> dict[str, float]:
+        """What must not grow with the requests that were answered."""
+        return {"GiB": self.memory(), "file descriptors": self.descriptors(), "threads": self.threads()}
+
     def _processes(self) -> list[int]:
         children = (self.stack.triton.process.pid, self.stack.gateway.process.pid)
         return [pid for child in children for pid in (child, *descendants(child))]

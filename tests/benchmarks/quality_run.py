@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from checkpoint import load_checkpoint
+from checkpoint_files import load_checkpoint
 from demo_checkpoint.pictures import Pixels
 from tests.benchmarks.quality_metrics import score_picture
 from tests.benchmarks.quality_oracle import oracle_picture
@@ -41,7 +41,7 @@ class Painted:
 
 def main(
     requests: Annotated[int, typer.Option(min=1, help="How many of the list, from its beginning.")] = COUNT,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each picture.")] = 35,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each picture.")] = 20,
     jobs: Annotated[int, typer.Option(min=1, help="Requests painted at a time.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each network.")] = 2,
     repository: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A composed model repository.")] = Path(

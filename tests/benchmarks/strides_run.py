@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from checkpoint import load_checkpoint
+from checkpoint_files import load_checkpoint
 from decoding import decode
-from demo_checkpoint.pictures import Pixels, random_picture
+from demo_checkpoint.pictures import random_picture
 from demo_checkpoint.train_vae import cell_colours, to_tensor
 from pipeline import TILE_OVERLAP
 from tests.benchmarks.quality_metrics import score_picture
@@ -35,6 +35,7 @@ STRIDES = (8, 16, 32)
 SIZE = (512, 1024)
 BOOTSTRAPPED = next(variant for variant in VARIANTS if variant.name == "20")
 LARGE = 192  # cells, 1536 pixels: two tiles in each direction
+LARGE_PICTURES = 4
 Row = dict[str, Any]
 
 
@@ -70,11 +71,9 @@ def _stride_row(stride: int, requests: list[Request], painter: Painter) -> Row:
         rows.append(count)
         score = score_picture(pixels, oracle_picture(request), request)
         over_oracle += [region.over_oracle for region in score.regions]
-        cell = painter.checkpoint.vae_scale_factor
-        edges = view_edges(SIZE[1] // cell, window=painter.checkpoint.window, stride=stride)
-        at_edges.append(_steps_between_columns(pixels, (edge * cell for edge in edges)))
-        others = set(range(1, SIZE[1] // cell)) - set(edges)
-        elsewhere.append(_steps_between_columns(pixels, (other * cell for other in others)))
+        steps = _steps_at_edges(pixels, painter.checkpoint.vae_scale_factor, painter.checkpoint.window, stride)
+        at_edges.append(steps[0])
+        elsewhere.append(steps[1])
     return {
         "stride": stride,
         "rows": statistics.mean(rows),
@@ -90,7 +89,16 @@ def view_edges(width: int, *, window: int, stride: int) -> list[int]:
     return sorted((lefts | {left + window for left in lefts}) - {0, width})
 
 
-def _steps_between_columns(pixels: Pixels, columns: Iterable[int]) -> float:
+def _steps_at_edges(pixels: npt.NDArray[Any], cell: int, window: int, stride: int) -> tuple[float, float]:
+    """The step between pixel columns where a window begins or ends, and at the other cells."""
+    width = pixels.shape[1] // cell
+    edges = view_edges(width, window=window, stride=stride)
+    others = set(range(1, width)) - set(edges)
+    at_edges, elsewhere = (_steps_between_columns(pixels, (at * cell for at in each)) for each in (edges, others))
+    return at_edges, elsewhere
+
+
+def _steps_between_columns(pixels: npt.NDArray[Any], columns: Iterable[int]) -> float:
     """Mean absolute difference of the pixels right and left of some columns, in 1/255."""
     at: Collection[int] = list(columns)
     right, left = (pixels[:, [column + side for column in at]].astype(np.float32) for side in (0, -1))
@@ -98,18 +106,30 @@ def _steps_between_columns(pixels: Pixels, columns: Iterable[int]) -> float:
 
 
 def _tiles_row(networks: OnnxNetworks, *, tile: int, cell: int) -> Row:
-    """A canvas of the training's kind, decoded in tiles and whole."""
-    picture = random_picture(np.random.default_rng(5), LARGE * cell).pixels
-    latents = cell_colours(to_tensor([picture]), cell)  # (1, 4, h, w)
+    """Canvases of the training's kind, decoded in tiles and whole."""
+    overlap = tile // TILE_OVERLAP
 
-    async def decoded(largest: int) -> npt.NDArray[np.float32]:
-        sample: Tensor = await decode(
-            latents, networks.vae_decoder, tile=largest, overlap=largest // TILE_OVERLAP, cell=cell
-        )
-        return ((sample[0] / 2 + 0.5).clamp(0, 1) * 255).numpy()
+    async def decoded(latents: Tensor, largest: int) -> npt.NDArray[np.float32]:
+        sample: Tensor = await decode(latents, networks.vae_decoder, tile=largest, overlap=overlap, cell=cell)
+        return ((sample[0] / 2 + 0.5).clamp(0, 1) * 255).permute(1, 2, 0).numpy()
 
-    difference = np.abs(asyncio.run(decoded(tile)) - asyncio.run(decoded(LARGE)))
-    return {"side": LARGE * cell, "mean_difference": float(difference.mean()), "largest": float(difference.max())}
+    differences: list[npt.NDArray[np.float32]] = []
+    seams: dict[str, list[tuple[float, float]]] = {"tiles": [], "whole": []}
+    for seed in range(LARGE_PICTURES):
+        picture = random_picture(np.random.default_rng(seed), LARGE * cell).pixels
+        latents = cell_colours(to_tensor([picture]), cell)  # (1, 4, h, w)
+        pixels = {"tiles": asyncio.run(decoded(latents, tile)), "whole": asyncio.run(decoded(latents, LARGE))}
+        differences.append(np.abs(pixels["tiles"] - pixels["whole"]))
+        for name, each in pixels.items():
+            at_edges, elsewhere = _steps_at_edges(each, cell, tile, tile - overlap)
+            seams[name].append((at_edges, elsewhere))
+    ratios = {name: np.mean(steps, axis=0) for name, steps in seams.items()}
+    return {
+        "side": LARGE * cell,
+        "mean_difference": float(np.mean(differences)),
+        "largest": float(np.max(differences)),
+        **{f"seams_{name}": float(at_edges / elsewhere) for name, (at_edges, elsewhere) in ratios.items()},
+    }
 
 
 def _print(rows: list[Row], tiles: Row, *, requests: int, steps: int) -> None:
@@ -123,5 +143,6 @@ def _print(rows: list[Row], tiles: Row, *, requests: int, steps: int) -> None:
     console.print(table)
     console.print(
         f"{tiles['side']} pixels square decoded in tiles, against whole: {tiles['mean_difference']:.3f} of 255 on "
-        f"average, {tiles['largest']:.1f} at most"
+        f"average, {tiles['largest']:.1f} at most; the step at the tiles' edges over that at other cells is "
+        f"{tiles['seams_tiles']:.2f}, {tiles['seams_whole']:.2f} decoded whole"
     )

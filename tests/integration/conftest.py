@@ -1,8 +1,12 @@
-"""The real stack: a Triton server and the gateway on free loopback ports, started once for the suite."""
+"""The real stack: a Triton server and the gateway on free loopback ports, started once for the suite.
+
+Beside it, Tritons of their own for repositories that a test composes.
+"""
 
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,9 +15,12 @@ import pytest
 from multsd_gateway.settings import Settings
 from multsd_gateway.stack.settings import StackSettings
 from multsd_gateway.stack.supervisor import Stack, check_repository, running_stack
+from multsd_gateway.stack.triton import start_triton
+from multsd_gateway.stack.waiting import wait_until_ready
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "build" / "model_repository"
+Serve = Callable[[Path, Path], AbstractContextManager[str]]
 
 
 def free_ports(count: int) -> list[int]:
@@ -73,3 +80,28 @@ def triton_grpc(stack: Stack, settings: tuple[StackSettings, Settings]) -> str:
     """host:port of the running Triton's gRPC endpoint."""
     stack.check()
     return f"127.0.0.1:{settings[0].triton_grpc_port}"
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Serve]:
+    """Serves a repository, with its log in a folder; gives host:port of the gRPC endpoint.
+
+    A Triton takes seconds to stop. It does so while the module's next test runs; at the end all have stopped.
+    """
+    stops: list[Future[None]] = []
+    with ThreadPoolExecutor() as executor:
+
+        @contextmanager
+        def served(repository: Path, folder: Path) -> Iterator[str]:
+            settings, _ = stack_settings(folder, repository)
+            log = folder / "triton.log"
+            child = start_triton(repository, ports=settings.triton_ports, backends=settings.backends, log=log)
+            try:
+                wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=180)
+                yield f"127.0.0.1:{settings.triton_grpc_port}"
+            finally:
+                stops.append(executor.submit(child.stop, 40))
+
+        yield served
+    for stop in stops:
+        stop.result()

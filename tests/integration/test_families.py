@@ -6,7 +6,6 @@ themselves; only noise, masks, views and the choice of backgrounds are taken fro
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +20,18 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU
-from multsd_gateway.stack.triton import start_triton
-from multsd_gateway.stack.waiting import wait_until_ready
 from pipeline import BACKGROUND_STREAM
 from regions import make_canvas, region_masks
 from sampling import draw_bootstrapping, draw_noise
-from tests.integration.conftest import ROOT, stack_settings
+from tests.integration.conftest import ROOT, Serve
 from tests.integration.test_triton_clients import request, stream
-from tests.small_checkpoints import STRUCTURES, write_small_checkpoint
+from tests.small_checkpoints import STRUCTURES, kept_onnx, write_small_checkpoint
 from tests.unit.repository.reference import copy_of, paint_with_plain_loop
 from views import View, make_views
 
 CELL = 8
 STEPS, BOOTSTRAPPING, SEED, GUIDANCE_SCALE = 3, 2, 5, 7.5
 PROMPTS, NEGATIVES = ("a quiet sea", "a red boat"), ("", "blurred")
-Added = dict[str, Tensor]
-
-
-@contextmanager
-def served(repository: Path, folder: Path) -> Iterator[str]:
-    """host:port of the gRPC endpoint of a Triton that serves a repository."""
-    settings, _ = stack_settings(folder, repository)
-    log = folder / "triton.log"
-    child = start_triton(repository, ports=settings.triton_ports, backends=settings.backends, log=log)
-    try:
-        wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=180)
-        yield f"127.0.0.1:{settings.triton_grpc_port}"
-    finally:
-        child.stop(40)
 
 
 class Torch:
@@ -101,19 +84,18 @@ def plain_loop(checkpoint: Path, repository: Path, masks: np.ndarray[Any, Any]) 
     scheduler.set_timesteps(STEPS)
     prompts = [networks.encode(text, zeroed=False) for text in PROMPTS]
     negatives = [networks.encode(text, zeroed=networks.xl and not text) for text in NEGATIVES]
-    pooled = {id(hidden): added for hidden, added in (*prompts, *negatives)}
-    corners: Iterator[View] = iter(())  # of the views, in the order in which the loop asks
+    # Each view is asked for once a step, with every region's unconditional row, then every region's conditional one.
+    pooled = [added for _, added in (*negatives, *prompts) if added is not None]
+    corners: Iterator[View] = iter([view for _ in range(STEPS) for view in views])
 
     def unet(sample: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         if not networks.xl:
             return networks.unet(sample, timestep, embeds).sample  # type: ignore[no-any-return]
         top, left = next(corners)
         ids = [canvas.height, canvas.width, top, left, window, window]
-        added = {"text_embeds": pooled[id(embeds)], "time_ids": torch.tensor([ids]) * float(CELL)}
+        added = {"text_embeds": torch.cat(pooled), "time_ids": torch.tensor([ids] * len(embeds)) * float(CELL)}
         return networks.unet(sample, timestep, embeds, added_cond_kwargs=added).sample  # type: ignore[no-any-return]
 
-    # Each view is asked for every region's unconditional and conditional row, step after step.
-    corners = iter([view for _ in range(STEPS) for view in views for _ in range(2 * len(PROMPTS))])
     return paint_with_plain_loop(
         draw_noise(canvas.height, canvas.width, channels=4, generator=torch.Generator().manual_seed(SEED)),
         masks=torch.from_numpy(region_masks(masks, canvas)),
@@ -130,11 +112,13 @@ def plain_loop(checkpoint: Path, repository: Path, masks: np.ndarray[Any, Any]) 
 
 
 @pytest.mark.parametrize("structure", sorted(STRUCTURES))
-def test_a_served_picture_of_the_family_is_that_of_the_published_loop_on_torch(structure: str, tmp_path: Path) -> None:
+def test_a_served_picture_of_the_family_is_that_of_the_published_loop_on_torch(
+    structure: str, tmp_path: Path, serve: Serve
+) -> None:
     checkpoint = write_small_checkpoint(tmp_path / structure, structure)
     repository = tmp_path / "repository"
     quiet: Callable[[str, float], None] = lambda _stage, _share: None  # noqa: E731
-    export(Options(checkpoint, repository, ROOT / "model_repository", tmp_path / "onnx", CPU), quiet)
+    export(Options(checkpoint, repository, ROOT / "model_repository", kept_onnx(structure), CPU), quiet)
     side = STRUCTURES[structure].window * CELL
     masks = np.zeros((1, side, side + 40), np.bool_)
     masks[0, side // 4 :, side // 3 :] = True
@@ -150,7 +134,7 @@ def test_a_served_picture_of_the_family_is_that_of_the_published_loop_on_torch(s
         seed=np.array([SEED], np.uint64),
         return_latents=np.array([True]),
     )
-    with served(repository, tmp_path) as url:
+    with serve(repository, tmp_path) as url:
         (final,) = stream(url, inputs)
     latents = torch.from_numpy(final.as_numpy("latents").copy())[None]
     expected = plain_loop(checkpoint, repository, masks)

@@ -65,12 +65,24 @@ def test_limits_tell_the_checkpoint_of_the_last_picture(gateway: httpx.Client) -
     assert told["limits"]["max_regions"] == 32
 
 
+def test_limits_tell_the_samplers_that_the_model_takes(gateway: httpx.Client) -> None:
+    told = gateway.get("/limits").json()
+    refused = gateway.post("/multsd", json=request_body(scheduler="plms"))
+
+    assert refused.status_code == 400
+    assert refused.json()["errors"] == [
+        {"field": "scheduler", "message": f'expected one of {", ".join(told["schedulers"])}, found "plms"'}
+    ]
+    used = gateway.post("/multsd", json=request_body()).json()["parameters"]
+    assert told["defaults"]["scheduler"] == used["scheduler"]
+
+
 def test_a_deadline_ends_the_work(gateway: httpx.Client) -> None:
     reply = gateway.post("/multsd", json=request_body(ddim_steps=150, deadline_s=0.5))
 
     assert reply.status_code == 504
     message = reply.json()["message"]
-    assert "within 0.5 s" in message or "deadline_s" in message, "the gateway's own words, or the model's"
+    assert "within 0.5 s" in message or "cannot be ready in time" in message, "the gateway's own words, or the model's"
 
 
 def test_what_the_model_refuses_writes_no_error_into_tritons_log(gateway: httpx.Client, stack: Stack) -> None:

@@ -1,32 +1,57 @@
 """The gateway held to its own OpenAPI by generated requests: no server error, and every reply as described.
 
-MULTSD_SCHEMA_EXAMPLES is the number of cases of each operation against the stand-in model; GETs without parameters have
-one each. 1000 makes 2000 cases of the two POSTs together.
+Against the stand-in model the two POSTs get 2000 cases together: 650 random ones each, beside some 350 at the edges of
+the schema. MULTSD_SCHEMA_EXAMPLES is the number of random ones. GETs without parameters have one case each.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from requests import PreparedRequest
 from schemathesis import Case, CheckContext, Response
 from schemathesis.checks import CheckFunction
 from schemathesis.specs.openapi import checks
 
+from multsd_client.protocol import EventReader
 from multsd_gateway.app import create_app
 from multsd_gateway.settings import Settings
 from tests.stand_in.triton import running_gateway, running_stand_in
 
-EXAMPLES = int(os.environ.get("MULTSD_SCHEMA_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("MULTSD_SCHEMA_EXAMPLES", "650"))
 REAL_EXAMPLES = 25  # of each POST: 50 together
 
 
 def no_server_error(_context: CheckContext, response: Response, case: Case[Any]) -> None:
-    """No 5xx, but the 504 of a deadline that the request itself has set."""
+    """No 5xx, of a reply or of an event of a stream, but the 504 of a deadline that the request itself has set."""
     own_deadline = isinstance(case.body, dict) and case.body.get("deadline_s") is not None
-    assert response.status_code < 500 or (response.status_code == 504 and own_deadline), response.text
+    for status in (response.status_code, *_failures_in(response)):
+        assert status < 500 or (status == 504 and own_deadline), response.text
+
+
+def _failures_in(response: Response) -> Iterator[int]:
+    """The status of each error event, where the reply is a stream of events."""
+    if not response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
+        return
+    reader = EventReader()
+    for line in response.text.split("\n"):
+        event = reader.feed(line)
+        if event is not None and event.name == "error":
+            yield event.data["status"]
+
+
+seen: Counter[tuple[str, int, bool]] = Counter()  # path, status, whether there were masks: of the stand-in's cases
+
+
+def counted(_context: CheckContext, response: Response, case: Case[Any]) -> None:
+    """Take note of a case, for `test_the_generated_requests_were_many_and_some_were_painted`."""
+    masked = isinstance(case.body, dict) and bool(case.body.get("masks"))
+    seen[case.path, next(iter(_failures_in(response)), response.status_code), masked] += 1
 
 
 CHECKS: list[CheckFunction] = [
@@ -40,7 +65,7 @@ CHECKS: list[CheckFunction] = [
 SMALL: dict[str, Any] = {"max_pixels": 512 * 512, "max_side": 1024, "max_steps": 1}
 VARIABLES = {f"MULTSD_{name.upper()}": str(value) for name, value in SMALL.items()}
 
-# Beside the random cases there are some 380 of each POST at the edges of its schema: too many for real pictures.
+# Without the cases at the edges of the schema: too many for real pictures.
 NO_EDGES = schemathesis.Config.from_dict({"phases": {"coverage": {"enabled": False}}})
 
 DOCUMENT = create_app(Settings(**SMALL)).openapi()
@@ -63,10 +88,35 @@ def real_url(triton_grpc: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield url
 
 
+@pytest.mark.parametrize(("status", "seen"), [(500, True), (504, True), (400, False)])
+def test_an_error_inside_a_stream_is_seen(status: int, seen: bool) -> None:
+    text = f'event: progress\ndata: {{"step": 1}}\n\nevent: error\ndata: {{"status": {status}}}\n\n'
+    headers = {"content-type": ["text/event-stream; charset=utf-8"]}
+    response = Response(200, headers, text.encode(), request=PreparedRequest(), elapsed=0.0, verify=False)
+    case = schema["/multsd/stream"]["POST"].Case(body={"bg_prompt": "a"}, media_type="application/json")
+
+    with pytest.raises(AssertionError) if seen else nullcontext():
+        no_server_error(CheckContext.__new__(CheckContext), response, case)
+
+
 @schema.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_generated_requests_to_a_stand_in_get_replies_as_described(case: Case[Any], stand_in_url: str) -> None:
-    case.call_and_validate(base_url=stand_in_url, checks=CHECKS, timeout=60)
+    case.call_and_validate(base_url=stand_in_url, checks=[counted, *CHECKS], timeout=60)
+
+
+def test_the_generated_requests_were_many_and_some_were_painted() -> None:
+    if not seen:
+        pytest.skip("the generated requests were not chosen")
+    for path in ("/multsd", "/multsd/stream"):
+        cases = {(status, masked): count for (where, status, masked), count in seen.items() if where == path}
+        total = sum(cases.values())
+        assert total >= EXAMPLES
+        assert cases[200, True] + cases[200, False] >= total / 10
+        assert cases[200, True] > 0
+        assert sum(count for (status, _), count in cases.items() if status == 400) >= total / 10
+    if EXAMPLES >= 650:
+        assert sum(seen.values()) >= 2000
 
 
 @real_schema.include(method="POST").parametrize()

@@ -3,8 +3,12 @@
 import re
 
 import httpx
+import tritonclient.grpc as grpcclient
 
 from tests.integration.requests_and_pictures import picture, request_body
+from tests.integration.test_isolation import wait_for
+from tests.unit.docker.promql import labels_used
+from tests.unit.docker.test_observability import CLUSTER, EXPRESSIONS, RECORDS, sample_labels, target_labels
 
 NAMES = ("unet_rows", "unet_rows_reference", "embedding_cache_hits", "embedding_cache_misses")
 
@@ -38,3 +42,63 @@ def test_picture_larger_than_a_vae_tile_is_painted_whole(gateway: httpx.Client) 
     image = picture(gateway.post("/multsd", json=request_body(1100, 512, ddim_steps=1, bootstrapping=0)).json())
     assert image.shape == (512, 1100, 3)
     assert min(float(image[:, left : left + 50].std()) for left in range(0, 1100, 50)) > 5
+
+
+def sample(gateway: httpx.Client, name: str) -> float:
+    """The sum of the samples of one name."""
+    text = gateway.get("/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+
+def test_rows_of_a_request_that_is_cancelled_midway_are_counted(gateway: httpx.Client, triton_grpc: str) -> None:
+    """As many as Triton says that the UNet was asked for, and what the published method takes for the same steps."""
+    with grpcclient.InferenceServerClient(triton_grpc) as client:
+
+        def asked() -> int:
+            return int(client.get_inference_statistics("unet").model_stats[0].inference_count)
+
+        asked_before, before = asked(), counters(gateway)
+        cancelled = sample(gateway, "multsd_requests_cancelled_total")
+        with gateway.stream("POST", "/multsd/stream", json=request_body(ddim_steps=150)) as response:
+            next(line for line in response.iter_lines() if re.search(r'"step": ?3\b', line))
+        wait_for(lambda: sample(gateway, "multsd_requests_cancelled_total") > cancelled, "the request to be cancelled")
+        wait_for(lambda: sample(gateway, "multsd_running_requests") == 0, "it to end")
+        after = counters(gateway)
+        rows = after["unet_rows"] - before["unet_rows"]
+        assert rows == asked() - asked_before
+        steps = (after["unet_rows_reference"] - before["unet_rows_reference"]) / 4  # [uncond; cond] of two regions
+        assert steps >= 3
+        assert 2 * steps <= rows <= 4 * (steps + 1)
+
+
+def test_steps_and_pictures_are_timed(gateway: httpx.Client) -> None:
+    names = ("multsd_step_seconds", "multsd_first_step_seconds", "multsd_picture_seconds")
+    before = [sample(gateway, f"{name}_count") for name in names]
+    reply = gateway.post("/multsd", json=request_body(ddim_steps=5))
+    assert reply.status_code == 200
+    after = [sample(gateway, f"{name}_count") for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [5, 1, 1]
+    sums = [sample(gateway, f"{name}_sum") for name in names]
+    assert 0 < sums[1] < sums[2]
+
+
+def test_a_deadline_that_cannot_be_met_is_counted(gateway: httpx.Client) -> None:
+    gateway.post("/multsd", json=request_body())  # so that it knows how long a row takes
+    expired = sample(gateway, "multsd_requests_expired_total")
+    assert gateway.post("/multsd", json=request_body(ddim_steps=190, deadline_s=0.5)).status_code == 504
+    wait_for(lambda: sample(gateway, "multsd_requests_expired_total") == expired + 1, "it to be counted")
+
+
+def test_every_metric_of_the_rules_and_the_dashboard_is_there_with_the_labels_that_they_use(
+    gateway: httpx.Client,
+) -> None:
+    """But those of GPUs and of the cluster, and those that Prometheus itself makes, labels of targets among them."""
+    assert gateway.post("/multsd", json=request_body()).status_code == 200
+    told = sample_labels(gateway.get("/metrics").text)
+    added = target_labels("multsd-gateway") | target_labels("multsd-triton")
+    for expression in EXPRESSIONS:
+        for name, used in labels_used(expression).items():
+            if name in RECORDS | set(CLUSTER) | {"up"} or name.startswith("nv_gpu_"):
+                continue
+            assert name in told, expression
+            assert used - added <= told[name], (name, expression)

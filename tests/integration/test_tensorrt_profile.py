@@ -73,7 +73,9 @@ def replace_engine(options: Options, name: str) -> None:
     (folder / "1" / "model.plan").unlink()
     shutil.copyfile(options.work_dir / name / "model.onnx", folder / "1" / "model.onnx")
     assert CPU.runner is not None
-    shutil.copyfile(CPU.runner, folder / "1" / "model.py")
+    shutil.copyfile(CPU.runner.model, folder / "1" / "model.py")
+    for sibling in CPU.runner.siblings:
+        shutil.copyfile(sibling, folder / "1" / sibling.name)
 
 
 @pytest.fixture(scope="module")

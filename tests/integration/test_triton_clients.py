@@ -1,4 +1,4 @@
-"""Triton's own clients, without the gateway; the README's lines are run as they stand there."""
+"""Triton's own clients and TritonClient, without the gateway; the README's lines are run as they stand there."""
 
 import queue
 import re
@@ -13,6 +13,10 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from multsd_client import replay
+from multsd_client.errors import FieldNote
+from multsd_client.request import GenerationRequest
+from multsd_client.triton import TritonClient
 from tests.integration.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -206,3 +210,17 @@ def test_the_unary_model_refuses_at_once_what_its_queue_does_not_hold(triton_grp
     (refusal,) = answers.keys() - {"(512, 512, 3)"}
     assert "UNAVAILABLE" in refusal
     assert "maximum queue size" in refusal
+
+
+def test_triton_client_says_what_its_picture_lacks_and_embeds_nothing_where_told(triton_grpc: str) -> None:
+    request = GenerationRequest(
+        prompt="green stripes background", num_inference_steps=1, seed=3, output_format="png", quality=50
+    )
+    with TritonClient(triton_grpc) as carrying, TritonClient(triton_grpc, embed=False) as plain:
+        results = [client.generate(request) for client in (carrying, plain)]
+
+    note = FieldNote("quality", "not used, PNG keeps every pixel as it is")
+    assert all(note in result.warnings for result in results)
+    assert replay.read(results[0].image)[0]["bg_prompt"] == "green stripes background"
+    with pytest.raises(ValueError, match="found none"):
+        replay.read(results[1].image)

@@ -2,10 +2,11 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -19,17 +20,38 @@ from tests.integration.conftest import ROOT, free_ports
 CONTRACT = ROOT / "model_repository" / "multidiffusion" / "config.pbtxt"
 
 
-@dataclass(frozen=True)
+@dataclass
 class StandIn:
-    """A running Triton whose only model is the stand-in."""
+    """A Triton whose only model is the stand-in. Its ports stay its own: it may end and be started again."""
 
-    triton: Child
-    ports: TritonPorts
+    folder: Path  # of its repository and its log
+    seconds: float  # that a request takes
+    ports: TritonPorts = field(default_factory=lambda: TritonPorts(*free_ports(3)))
+    triton: Child = field(init=False)
 
     @property
     def grpc(self) -> str:
         """host:port of its gRPC endpoint."""
         return f"127.0.0.1:{self.ports.grpc}"
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self.triton = start_triton(
+            compose(self.folder / "repository", seconds=self.seconds),
+            ports=self.ports,
+            backends=ROOT / "build" / "backends",
+            log=self.folder / "triton.log",
+        )
+        wait_until_ready(self.triton, f"http://127.0.0.1:{self.ports.http}/v2/health/ready", seconds=60)
+
+    def stop(self) -> None:
+        """Ask it to end, which it does when its requests are done, and wait for it."""
+        self.triton.stop(20)
+
+    def kill(self) -> None:
+        """End it at once, with all processes of it."""
+        os.killpg(self.triton.process.pid, signal.SIGKILL)
+        self.triton.stop(0)
 
 
 def compose(folder: Path, *, seconds: float) -> Path:
@@ -45,19 +67,14 @@ def compose(folder: Path, *, seconds: float) -> Path:
 
 @contextmanager
 def running_stand_in(folder: Path, *, seconds: float) -> Iterator[StandIn]:
-    """Start Triton on free ports of loopback, with its log in `folder`, and stop it on the way out."""
-    ports = TritonPorts(*free_ports(3))
-    child = start_triton(
-        compose(folder / "repository", seconds=seconds),
-        ports=ports,
-        backends=ROOT / "build" / "backends",
-        log=folder / "triton.log",
-    )
+    """A running stand-in on free ports of loopback, stopped on the way out."""
+    stand_in = StandIn(folder, seconds)
     try:
-        wait_until_ready(child, f"http://127.0.0.1:{ports.http}/v2/health/ready", seconds=60)
-        yield StandIn(child, ports)
+        stand_in.start()
+        yield stand_in
     finally:
-        child.stop(20)
+        if "triton" in vars(stand_in):
+            stand_in.stop()
 
 
 @contextmanager

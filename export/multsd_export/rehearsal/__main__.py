@@ -15,6 +15,7 @@ from multsd_export.rehearsal.measure import Measured, run_measured
 from multsd_export.rehearsal.table import GIB, Row, file_bytes, markdown, network_row
 
 MEMORY_LIMIT = 20 * GIB
+MARK = ".rehearsal"  # in folders that a rehearsal may delete
 # Stable Diffusion 1.5 is small enough to be served by a CPU: it is rehearsed in full precision too.
 PRECISIONS = {"sd15": (Precision.FP16, Precision.FP32)}
 
@@ -41,13 +42,26 @@ def main() -> int:
     return 0
 
 
+def empty_folder(folder: Path) -> None:
+    """An empty folder for a rehearsal, in place of an earlier one's.
+
+    Raises:
+        ExportError: it holds anything that no rehearsal has written.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise ExportError(f"{folder}: expected an earlier rehearsal or an empty folder, found other files")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
+
+
 def rehearse(family: str, folder: Path) -> None:
     """Run every step, print the table and write it to `folder/table.md`.
 
     Raises:
-        ExportError: a step failed, or took more memory than MEMORY_LIMIT.
+        ExportError: a step failed, or took more memory than MEMORY_LIMIT; the folder holds something else.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    empty_folder(folder)
     encoders = ["text_encoder", "text_encoder_2"][: len(PUBLISHED[family].text_encoders)]
     written = _step(family, folder, "checkpoint")
     rows = [Row("random checkpoint", Precision.FP16, written, file_bytes((folder / "checkpoint").rglob("*")))]
@@ -57,7 +71,7 @@ def rehearse(family: str, folder: Path) -> None:
         composed = _step(family, folder, "compose", precision)
         repository = folder / f"model_repository_{precision}"
         rows += [network_row(name, took, repository) for name, took in measured.items()]
-        rows.append(Row("palette of 1 colour, composition", precision, composed, file_bytes(repository.rglob("*"))))
+        rows.append(Row("palette, composition", precision, composed, file_bytes(repository.rglob("*"))))
     table = f"{PUBLISHED[family].title}\n\n{markdown(rows)}"
     (folder / "table.md").write_text(table, encoding="utf-8")
     Console().print(table, markup=False, highlight=False, soft_wrap=True)

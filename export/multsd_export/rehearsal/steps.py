@@ -13,9 +13,10 @@ from multsd_export.rehearsal.configs import PUBLISHED
 from multsd_export.rehearsal.random_checkpoint import write_random_checkpoint
 
 REPOSITORY = Path("model_repository")
-EFFORT = Effort(batches=0, colours=1)
+COLOURS = 2  # a preview is fitted to them, which takes more than one
+EFFORT = Effort(batches=0, colours=COLOURS)
 # At 64 x 64 cells a comparison with torch takes a minute a network, at 96 and 128 cells many.
-EFFORTS = {"sd15": Effort(batches=1, colours=1)}
+EFFORTS = {"sd15": Effort(batches=1, colours=COLOURS)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def export_network(rehearsal: Rehearsal, precision: Precision, name: str) -> Non
 
 
 def compose(rehearsal: Rehearsal, precision: Precision) -> None:
-    """Encode one colour of the palette and compose the repository from the networks that are there."""
+    """Encode some colours of the palette and compose the repository from the networks that are there."""
     checkpoint = read_checkpoint(rehearsal.checkpoint)
     build(
         checkpoint,

@@ -27,6 +27,10 @@ SEED = 1  # another than the export's comparison
 TORCH_ROWS = 4  # at a time, to bound torch's memory
 TIMED_CALLS = 5
 
+EQUALS_TORCH = "equals torch at every batch size"
+CONSISTENT = "answers A, B, A consistently"
+IDENTICAL_ROWS = "computes identical rows alike"
+
 Tensors = Mapping[str, Array]  # name -> (B, ...)
 
 
@@ -39,6 +43,12 @@ class Served:
     device: torch.device
     server: Server
     max_batch_size: int
+    cuda_graphs: bool = False  # whether this server replays it from them
+
+    @property
+    def subject(self) -> str:
+        """What a report calls it."""
+        return f"{self.network.name}, CUDA graphs" if self.cuda_graphs else self.network.name
 
     def call(self, inputs: Tensors) -> Tensors:
         """What the server answers. Raises ServerError."""
@@ -67,11 +77,11 @@ def verify_network(served: Served, batches: Sequence[Tensors]) -> tuple[list[Che
         batches: full batches; their rows differ, and so may the shapes of a row from batch to batch.
     """
     checks = [
-        _answered(served, "equals torch at every batch size", lambda: _against_torch(served, batches)),
-        _answered(served, "answers A, B, A consistently", lambda: _consistent(served, batches)),
+        _answered(served, EQUALS_TORCH, lambda: _against_torch(served, batches)),
+        _answered(served, CONSISTENT, lambda: _consistent(served, batches)),
     ]
     if served.max_batch_size > 1:
-        checks.append(_answered(served, "computes identical rows alike", lambda: _identical_rows(served, batches[0])))
+        checks.append(_answered(served, IDENTICAL_ROWS, lambda: _identical_rows(served, batches[0])))
     try:
         speeds = [_speed(served, slice_rows(rows, 0, size)) for rows in batches for size in _sizes(served)]
     except ServerError:
@@ -117,7 +127,7 @@ def _answered(served: Served, name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except ServerError as error:
-        return Check(served.network.name, name, False, str(error))
+        return Check(served.subject, name, False, str(error))
 
 
 def _sizes(served: Served) -> range:
@@ -129,8 +139,8 @@ def _against_torch(served: Served, batches: Sequence[Tensors]) -> Check:
     worst = max(errors, key=lambda key: errors[key])
     limit = RELATIVE_LIMITS[served.network.precision]
     return Check(
-        served.network.name,
-        "equals torch at every batch size",
+        served.subject,
+        EQUALS_TORCH,
         errors[worst] <= limit,
         f"at most {errors[worst]:.2g} (relative, {worst}), limit {limit:g}, {len(errors)} comparisons",
         errors[worst],
@@ -159,24 +169,35 @@ def _identical_rows(served: Served, rows: Tensors) -> Check:
                 worst, size_of_worst = spread, size
     limit = ROW_LIMITS[served.network.precision]
     found = f"{worst:.2g} apart (relative, batch of {size_of_worst})" if worst else "the same bits"
-    return Check(
-        served.network.name, "computes identical rows alike", worst <= limit, f"{found}, limit {limit:g}", worst
-    )
+    return Check(served.subject, IDENTICAL_ROWS, worst <= limit, f"{found}, limit {limit:g}", worst)
 
 
 def _consistent(served: Served, batches: Sequence[Tensors]) -> Check:
-    """A, then B of the same shape, then A again: the same bits for A, others for B."""
-    name = "answers A, B, A consistently"
+    """A, then B of the same shape, then A again, and A once more after everything else: the same bits for A alone.
+
+    A CUDA graph belongs to one batch size, so with them every size is asked.
+    """
+    sizes = _sizes(served) if served.cuda_graphs else sorted({1, served.max_batch_size})
+    firsts: list[tuple[Tensors, Tensors]] = []  # A and its answer
     for rows in batches:
-        for size in sorted({1, served.max_batch_size}):
+        other = {key: np.flip(array, axis=-1 if array.ndim > 1 else 0) for key, array in rows.items()}
+        for size in sizes:
             first = slice_rows(rows, 0, size)
-            other = {key: np.flip(array, axis=-1 if array.ndim > 1 else 0) for key, array in rows.items()}
             a, b, again = (served.call(inputs) for inputs in (first, slice_rows(other, 0, size), first))
-            if not all(np.array_equal(a[output], again[output]) for output in a):
-                return Check(served.network.name, name, False, f"A's second answer differs (batch of {size})")
-            if all(np.array_equal(a[output], b[output]) for output in a):
-                return Check(served.network.name, name, False, f"B is answered with A's result (batch of {size})")
-    return Check(served.network.name, name, True, "the same bits")
+            if not _equal(a, again):
+                return Check(served.subject, CONSISTENT, False, f"A's second answer differs (batch of {size})")
+            if _equal(a, b):
+                return Check(served.subject, CONSISTENT, False, f"B is answered with A's result (batch of {size})")
+            firsts.append((first, a))
+    for first, a in firsts:
+        if not _equal(a, served.call(first)):
+            size = len(next(iter(first.values())))
+            return Check(served.subject, CONSISTENT, False, f"A's last answer differs (batch of {size})")
+    return Check(served.subject, CONSISTENT, True, "the same bits")
+
+
+def _equal(one: Tensors, other: Tensors) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def _speed(served: Served, rows: Tensors) -> Speed:

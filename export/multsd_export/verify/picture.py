@@ -19,6 +19,7 @@ from multsd_export.errors import ServerError
 from multsd_export.networks import Network
 from multsd_export.parity import relative_error
 from multsd_export.profiles import Precision
+from multsd_export.verify.networks import CONSISTENT
 from multsd_export.verify.report import Check
 from multsd_export.verify.server import Array, Server
 
@@ -78,41 +79,55 @@ def verify_picture(
         window: pixels.
         steps: of the sampler.
     """
-    inputs = picture_inputs(window, steps, PROMPTS)
     try:
-        first, other, again = (
-            _paint(server, each) for each in (inputs, picture_inputs(window, steps, OTHER_PROMPTS), inputs)
-        )
+        first, consistent = _answers(server, "picture", window, steps)
     except ServerError as error:
         return [Check("picture", "is painted", False, str(error))]
-    image, latents = _reference(repository, networks, inputs)
-    difference, decibels = relative_error(first["latents"], latents), psnr(first["image"], image)
-    latent_limit, psnr_limit = LATENT_LIMITS[network.precision], PSNR_LIMITS[network.precision]
-    repeated = np.array_equal(first["image"], again["image"]) and np.array_equal(first["latents"], again["latents"])
+    image, latents = _reference(repository, networks, picture_inputs(window, steps, PROMPTS))
+    return [
+        _same_latents("has torch's latents", "picture", first["latents"], latents, network.precision),
+        _same_image("looks like torch's", "picture", first["image"], image, network.precision),
+        consistent,
+    ]
+
+
+def verify_graphs_picture(server: Server, graphs: Server, network: Network, window: int, steps: int) -> list[Check]:
+    """A picture by a server that replays CUDA graphs, beside one that does not."""
+    subject = "picture, CUDA graphs"
+    try:
+        plain = _paint(server, picture_inputs(window, steps, PROMPTS))
+        first, consistent = _answers(graphs, subject, window, steps)
+    except ServerError as error:
+        return [Check(subject, "is painted", False, str(error))]
+    return [
+        _same_latents(
+            "has the latents of the server without", subject, first["latents"], plain["latents"], network.precision
+        ),
+        consistent,
+    ]
+
+
+def _answers(server: Server, subject: str, window: int, steps: int) -> tuple[dict[str, Array], Check]:
+    """A's picture, and whether A, B, A have the same bits for A alone. Raises ServerError."""
+    inputs, others = (picture_inputs(window, steps, prompts) for prompts in (PROMPTS, OTHER_PROMPTS))
+    first, other, again = (_paint(server, each) for each in (inputs, others, inputs))
+    repeated = all(np.array_equal(first[name], again[name]) for name in first)
     differs = not np.array_equal(first["latents"], other["latents"])
     found = {(True, True): "the same bits", (False, True): "A's second picture differs"}
-    return [
-        Check(
-            "picture",
-            "has torch's latents",
-            difference <= latent_limit,
-            f"{difference:.2g} apart (relative), limit {latent_limit:g}",
-            difference,
-        ),
-        Check(
-            "picture",
-            "looks like torch's",
-            decibels >= psnr_limit,
-            f"{decibels:.1f} dB, at least {psnr_limit:g}",
-            min(decibels, 999.0),  # JSON has no infinity
-        ),
-        Check(
-            "picture",
-            "answers A, B, A consistently",
-            repeated and differs,
-            found.get((repeated, differs), "B's picture is A's"),
-        ),
-    ]
+    detail = found.get((repeated, differs), "B's picture is A's")
+    return first, Check(subject, CONSISTENT, repeated and differs, detail)
+
+
+def _same_latents(name: str, subject: str, latents: Array, expected: Array, precision: Precision) -> Check:
+    difference, limit = relative_error(latents, expected), LATENT_LIMITS[precision]
+    detail = f"{difference:.2g} apart (relative), limit {limit:g}"
+    return Check(subject, name, difference <= limit, detail, difference)
+
+
+def _same_image(name: str, subject: str, image: Array, expected: Array, precision: Precision) -> Check:
+    decibels, limit = psnr(image, expected), PSNR_LIMITS[precision]
+    detail = f"{decibels:.1f} dB, at least {limit:g}"
+    return Check(subject, name, decibels >= limit, detail, min(decibels, 999.0))  # JSON has no infinity
 
 
 def picture_inputs(window: int, steps: int, prompts: tuple[str, ...]) -> dict[str, Array]:
@@ -148,7 +163,7 @@ def _reference(repository: Path, networks: TorchNetworks, inputs: Mapping[str, A
     """The same request by the orchestrator's own code: image (height, width, 3) uint8 and latents (4, h, w)."""
     code = (repository / ORCHESTRATOR).resolve()
     sys.path.insert(0, str(code))
-    from checkpoint import load_checkpoint
+    from checkpoint_files import load_checkpoint
     from parameters import Parameters
     from pipeline import Observer, paint
 

@@ -1,12 +1,13 @@
 """What a verification found: checks that pass or fail, speeds, and both as a table and as JSON."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
 
-FORMAT = 1
+FORMAT = 2  # a check may have passed: null
+RESULTS = {True: "pass", False: "FAIL", None: "-"}
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Check:
 
     subject: str  # a network, "picture" or "repository"
     name: str
-    passed: bool
+    passed: bool | None  # None: it could not be looked at, and the detail says why
     detail: str  # what was found, and what was expected
     value: float | None = None  # where it is a number
 
@@ -47,19 +48,25 @@ class Report:
     @property
     def failures(self) -> list[Check]:
         """What does not hold."""
-        return [check for check in self.checks if not check.passed]
+        return [check for check in self.checks if check.passed is False]
+
+    @property
+    def skipped(self) -> list[Check]:
+        """What could not be looked at."""
+        return [check for check in self.checks if check.passed is None]
 
     @property
     def passed(self) -> bool:
-        """Whether everything holds."""
-        return bool(self.checks) and not self.failures
+        """Whether everything that was looked at holds."""
+        return any(check.passed for check in self.checks) and not self.failures
 
     def verdict(self) -> str:
         """Pass or fail and why, in one sentence."""
+        looked_at = len(self.checks) - len(self.skipped)
+        skipped = f"; {len(self.skipped)} not looked at: {_list(self.skipped)}" if self.skipped else ""
         if self.passed:
-            return f"passed: {len(self.checks)} checks"
-        failed = "; ".join(f"{check.subject}: {check.name}: {check.detail}" for check in self.failures)
-        return f"failed: {len(self.failures)} of {len(self.checks)} checks: {failed}"
+            return f"passed: {looked_at} checks{skipped}"
+        return f"failed: {len(self.failures)} of {looked_at} checks: {_list(self.failures)}{skipped}"
 
     def as_json(self) -> dict[str, Any]:
         """The report's file."""
@@ -76,7 +83,7 @@ class Report:
         """The checks, then the speeds."""
         checks = Table("subject", "check", "result", "found", title="checks")
         for check in self.checks:
-            checks.add_row(check.subject, check.name, "pass" if check.passed else "FAIL", check.detail)
+            checks.add_row(check.subject, check.name, RESULTS[check.passed], check.detail)
         yield checks
         speeds = Table("network", "row", "batch", "ms a call", "of it the network", "rows/s", title="speed, one client")
         for speed in self.speeds:
@@ -89,3 +96,7 @@ class Report:
                 f"{speed.rows_per_second:.1f}",
             )
         yield speeds
+
+
+def _list(checks: Iterable[Check]) -> str:
+    return "; ".join(f"{check.subject}: {check.name}: {check.detail}" for check in checks)

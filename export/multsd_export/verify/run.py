@@ -1,6 +1,6 @@
 """One verification from beginning to end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from multsd_export.engines.record import check_engines
 from multsd_export.errors import EngineError
 from multsd_export.manifest import composed_manifest, files_intact
 from multsd_export.networks import DTYPES, Network, networks_of
-from multsd_export.profiles import Precision
+from multsd_export.profiles import CUDA_GRAPHS, Device, Precision
 from multsd_export.verify.networks import Served, network_batches, verify_network
-from multsd_export.verify.picture import MODEL, TorchNetworks, verify_picture
+from multsd_export.verify.picture import MODEL, TorchNetworks, verify_graphs_picture, verify_picture
 from multsd_export.verify.report import Check, Report
 from multsd_export.verify.server import Server
 
@@ -32,6 +32,7 @@ class Verification:
     checkpoint: Checkpoint
     url: str  # host:port of Triton's gRPC endpoint
     steps: int  # of the picture
+    graphs_url: str | None = None  # of another Triton, which serves the same repository with CUDA graphs
 
 
 def verify(verification: Verification, progress: StageProgress) -> Report:
@@ -44,11 +45,14 @@ def verify(verification: Verification, progress: StageProgress) -> Report:
     repository, checkpoint = verification.repository, verification.checkpoint
     manifest = composed_manifest(repository)
     networks = networks_of(checkpoint, Precision(manifest["precision"]))
-    server = Server(verification.url)
-    server.require([network.name for network in networks] + [ORCHESTRATOR, MODEL])
+    servers = [Server(url) for url in (verification.url, verification.graphs_url) if url]
+    for each in servers:
+        each.require([network.name for network in networks] + [ORCHESTRATOR, MODEL])
+    server = servers[0]
     device = _device()
     report = Report(_facts(verification, manifest, device))
     report.checks += _repository_checks(verification, manifest, server)
+    report.checks += _graphs_checks(manifest, servers[1:])
     modules: dict[str, torch.nn.Module] = {}
     sizes: dict[str, int] = {}
     for network in networks:
@@ -56,18 +60,24 @@ def verify(verification: Verification, progress: StageProgress) -> Report:
         # The weights that the graph has, computed with in float32.
         modules[network.name] = network.load(DTYPES[network.precision]).float().to(device)
         sizes[network.name] = read_config(repository / network.name / "config.pbtxt").max_batch_size
-        served = Served(network, modules[network.name], device, server, sizes[network.name])
-        tile, largest = manifest["limits"]["vae_tile"], bool(manifest["engines"])
+        tile, largest = manifest["limits"]["vae_tile"], manifest["device"] == Device.GPU
         batches = network_batches(network, checkpoint, sizes[network.name], tile=tile, largest=largest)
-        checks, speeds = verify_network(served, batches)
-        report.checks += checks
-        report.speeds += speeds
+        for each in servers:
+            graphs = each.replays_cuda_graphs(network.name)
+            if each is not server and not graphs:
+                continue  # a VAE is the same on both
+            served = Served(network, modules[network.name], device, each, sizes[network.name], graphs)
+            checks, speeds = verify_network(served, batches)
+            report.checks += checks
+            report.speeds += speeds
         progress(network.name, 1)
     progress("picture", 0)
     torch_networks = TorchNetworks(modules, device, sizes["unet"])
     window = checkpoint.window * checkpoint.vae_scale_factor
     unet = _named(networks, "unet")
     report.checks += verify_picture(server, repository, torch_networks, unet, window, verification.steps)
+    for each in servers[1:]:
+        report.checks += verify_graphs_picture(server, each, unet, window, verification.steps)
     progress("picture", 1)
     return report
 
@@ -87,7 +97,9 @@ def _facts(verification: Verification, manifest: Mapping[str, Any], device: torc
     return {
         "repository": str(verification.repository),
         "url": verification.url,
+        "graphs_url": verification.graphs_url,
         "profile": manifest["profile"],
+        "device": manifest["device"],
         "precision": manifest["precision"],
         "checkpoint": manifest["checkpoint"],
         "engines": manifest["engines"],
@@ -126,13 +138,31 @@ def _repository_checks(verification: Verification, manifest: Mapping[str, Any], 
     return checks
 
 
+def _graphs_checks(manifest: Mapping[str, Any], graphs: Sequence[Server]) -> list[Check]:
+    """Whether a second server serves the same with CUDA graphs, or why nothing is said of them."""
+    name = "is served with CUDA graphs too"
+    if not graphs:
+        reason = "no server was named (--graphs-url)"
+        if manifest["device"] == Device.CPU:
+            reason = "not applicable, the networks run on the processor"
+        return [Check("repository", name, None, reason)]
+    (server,) = graphs
+    served = server.parameter(ORCHESTRATOR, "checkpoint_digest")
+    same, replays = served == manifest["checkpoint"]["digest"], server.replays_cuda_graphs("unet")
+    found = {
+        (True, True): "the same checkpoint",
+        (True, False): f"without: --model-config-name={CUDA_GRAPHS} is missing",
+    }
+    return [Check("repository", name, same and replays, found.get((same, replays), "another checkpoint"))]
+
+
 def _engines_check(verification: Verification, manifest: Mapping[str, Any]) -> Check:
     """Engines belong to this machine; where TensorRT's package is not there, Triton's check at loading has to do."""
     name = "engines belong to this machine"
     try:
         import_tensorrt()
     except EngineError:
-        return Check("repository", name, True, "not compared, TensorRT's package is not here; Triton has loaded them")
+        return Check("repository", name, None, "TensorRT's package is not here; Triton has loaded them")
     try:
         machine = this_machine()
         check_engines(manifest, machine, verification.repository, str(verification.checkpoint.path))

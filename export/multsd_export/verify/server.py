@@ -8,7 +8,9 @@ import numpy.typing as npt
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from multsd_export.contract import ModelConfig
 from multsd_export.errors import ServerError
+from multsd_export.serving import replays_cuda_graphs
 
 Array = npt.NDArray[Any]
 
@@ -52,8 +54,14 @@ class Server:
 
     def parameter(self, model: str, key: str) -> str:
         """A parameter of a model's configuration, "" where there is none."""
-        config = self._client.get_model_config(model).config
-        return str(config.parameters[key].string_value) if key in config.parameters else ""
+        return str(self._config(model).parameters[key].string_value)
+
+    def replays_cuda_graphs(self, model: str) -> bool:
+        """As the server has loaded it, whatever its file says."""
+        return replays_cuda_graphs(self._config(model))
+
+    def _config(self, model: str) -> ModelConfig:
+        return self._client.get_model_config(model).config
 
     def compute_time(self, model: str) -> tuple[int, float]:
         """How many requests the model has computed, and the seconds that took all together."""

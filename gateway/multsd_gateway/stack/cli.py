@@ -39,7 +39,7 @@ def check() -> None:
 def serve() -> None:
     """Run Triton and the gateway until Ctrl-C or SIGTERM. Settings: MULTSD_PORT, MULTSD_TRITON_HTTP_PORT, ..."""
     with _stack(status_when_stopped=0) as stack:
-        console.print(f"ready: POST {stack.url}/multsd (Ctrl-C stops both)")
+        console.print(f"ready: POST {stack.url}/multsd (Ctrl-C stops both, a second one at once)")
         stack.watch()
 
 
@@ -52,10 +52,10 @@ def demo(
     body = json.loads(request.read_text())
     with (
         _stack(status_when_stopped=130) as stack,
-        progress_bar(console) as on_progress,
+        progress_bar(console) as listener,
         Client(stack.url, transport=httpx.HTTPTransport()) as client,
     ):
-        result = client.generate(body, on_progress=on_progress)
+        result = client.generate(body, on_queued=listener.on_queued, on_progress=listener.on_progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(result.image)
     show_result(console, result)

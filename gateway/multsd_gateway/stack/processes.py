@@ -36,15 +36,24 @@ class Child:
 
     def log_excerpt(self, lines: int = 10) -> str:
         """The last lines of its log that tell of errors, or simply the last where none does."""
-        text = self.log.read_text(errors="replace").splitlines()
+        written = self.log.read_text(errors="replace").splitlines()
+        text = [line for line in written if not line.startswith(("|", "+-"))]  # tables of models and options
         errors = [line for line in text if ERROR_LINE.search(line) and HARMLESS not in line]
         return "\n".join((errors or text)[-lines:])
 
     def stop(self, grace_s: float) -> None:
-        """End it and everything that it started: SIGTERM, then SIGKILL after `grace_s` seconds."""
-        self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(grace_s)
+        """End it and everything that it started: SIGTERM, then SIGKILL after `grace_s` seconds.
+
+        What a signal handler raises meanwhile ends the waiting, and is raised when all have ended.
+        """
+        try:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace_s)
+        finally:
+            self._kill()
+
+    def _kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -24,6 +24,10 @@ class StopRequestedError(Exception):
     """SIGINT or SIGTERM."""
 
 
+class HurryError(StopRequestedError):
+    """A second signal while the first is obeyed: whoever sent it does not want to wait."""
+
+
 @dataclass(frozen=True)
 class Stack:
     """A running Triton and gateway."""
@@ -93,7 +97,7 @@ def _running_triton(settings: StackSettings, report: Report) -> Iterator[Child]:
         backends=settings.backends.resolve(),
         log=settings.logs / "triton.log",
     )
-    with _stopped_at_the_end(child, settings.stop_seconds, report):
+    with stopped_at_the_end(child, settings.stop_seconds, report):
         report(f"waiting for Triton to load the models of {settings.repository} (log: {child.log})")
         url = f"http://{LOOPBACK}:{settings.triton_http_port}/v2/health/ready"
         wait_until_ready(child, url, seconds=settings.start_seconds)
@@ -112,30 +116,37 @@ def _running_gateway(settings: StackSettings, gateway: Settings, triton: Child, 
     }
     command = [sys.executable, "-m", "multsd_gateway", "run"]
     child = start_child("gateway", command, environment=environment, log=settings.logs / "gateway.log")
-    with _stopped_at_the_end(child, settings.stop_seconds, report):
+    with stopped_at_the_end(child, settings.stop_seconds, report):
         report(f"waiting for the gateway (log: {child.log})")
         wait_until_ready(child, f"{gateway_url(gateway)}/readyz", seconds=settings.start_seconds, beside=triton)
         yield child
 
 
 @contextmanager
-def _stopped_at_the_end(child: Child, seconds: float, report: Report) -> Iterator[None]:
+def stopped_at_the_end(child: Child, seconds: float, report: Report) -> Iterator[None]:
+    grace = seconds
     try:
         yield
+    except HurryError:
+        grace = 0.0
+        raise
     finally:
         if child.ended() is None:
-            report(f"stopping {child.name}")
-        child.stop(seconds)
+            report(f"stopping {child.name}" if grace else f"killing {child.name}")
+        child.stop(grace)
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within it SIGINT and SIGTERM raise StopRequestedError, once; a second one does not disturb the stopping."""
+    """Within it SIGINT and SIGTERM raise StopRequestedError, a second one HurryError, and further ones nothing."""
+    errors: list[type[StopRequestedError]] = [HurryError, StopRequestedError]
 
     def handler(number: int, _: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise StopRequestedError(signal.Signals(number).name)
+        error = errors.pop()
+        if not errors:
+            for each in previous:
+                signal.signal(each, signal.SIG_IGN)
+        raise error(signal.Signals(number).name)
 
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from errors import SilentNetworkError
 from sampling import Denoising, UNetRows
 
 CallUNet = Callable[[UNetRows], Awaitable[Tensor]]
@@ -23,6 +24,11 @@ class _Waiting:
 
     denoising: Denoising
     completed: asyncio.Future[None]
+
+    @property
+    def new(self) -> bool:
+        """Whether nothing has been predicted of the canvas yet."""
+        return self.denoising.rows == 0
 
     @property
     def untaken(self) -> int:
@@ -55,14 +61,33 @@ class _Waiting:
             self.completed.set_result(None)
 
 
-_Part = tuple[_Waiting, UNetRows]
+@dataclass(frozen=True)
+class _Part:
+    """A canvas's rows of one call."""
+
+    waiting: _Waiting
+    rows: UNetRows
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the UNet made of a part."""
+
+    part: _Part
+    prediction: Tensor
+
+    def give(self) -> None:
+        """Hand it over."""
+        self.part.waiting.give(self.part.rows, self.prediction)
 
 
 class UNetBatcher:
     """Fills each call of the UNet with whatever rows wait when it comes free. Not for threads: one event loop owns it.
 
-    Canvases take turns row by row. One canvas alone waits for nobody, one with many rows is spread over calls, and one
-    that comes later has its share of the very next call.
+    Canvases take turns, in which each may have half of a call: small steps go out whole, so that their canvases soon
+    have more rows to offer. (Were every canvas given as many rows as the others, equal ones would end their steps all
+    together and leave every second call half empty.) One canvas alone waits for nobody, one with many rows is spread
+    over calls, and one that comes later is the first in the very next call.
     """
 
     def __init__(self, unet: CallUNet, *, max_batch_size: int, calls: int = 1) -> None:
@@ -70,57 +95,92 @@ class UNetBatcher:
         self._unet = unet
         self._max_batch_size = max_batch_size
         self._calls = calls
-        self._queue: deque[_Waiting] = deque()  # canvases with untaken rows
-        self._workers: set[asyncio.Task[None]] = set()
+        self._queue: deque[_Waiting] = deque()  # canvases with untaken rows, whose turn is next at the front
+        self._working = 0
+        self._workers: set[asyncio.Task[None]] = set()  # the loop itself would forget them
 
     async def complete_step(self, denoising: Denoising) -> None:
         """Have every row of the canvas's step predicted. Raises what the UNet's call raised for one of them."""
         waiting = _Waiting(denoising, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        if len(self._workers) < self._calls:
+        if self._working < self._calls:
+            self._working += 1
             worker = asyncio.ensure_future(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
         await waiting.completed
 
     async def _work(self) -> None:
-        while parts := self._fill():
-            await self._predict(parts)
-            await asyncio.sleep(0)  # canvases whose step is complete hand in their next before the call is filled
+        try:
+            await self._make_calls()
+        finally:
+            self._working -= 1  # at once: whoever comes next has to find out that nobody works
+
+    async def _make_calls(self) -> None:
+        """Call the UNet until nobody waits."""
+        answers: deque[_Answer] = deque()
+        while True:
+            # One by one, so that a canvas whose step is complete hands in its next before the call is filled; once the
+            # call is full without the others they have theirs while the UNet is at work.
+            while answers and not self._full_of_small_steps():
+                answers.popleft().give()
+                await asyncio.sleep(0)
+            parts = self._fill()
+            if not parts:
+                return
+            call = asyncio.ensure_future(self._predict(parts))
+            await asyncio.sleep(0)
+            while answers:
+                answers.popleft().give()
+                await asyncio.sleep(0)
+            answers.extend(await call)
+
+    def _full_of_small_steps(self) -> bool:
+        small = (each.untaken for each in self._queue if each.untaken <= turn(self._max_batch_size))
+        return sum(small) >= self._max_batch_size
 
     def _fill(self) -> list[_Part]:
         """Take the next call's rows."""
-        shares = share([each.untaken for each in self._queue], self._max_batch_size)
+        order = sorted(self._queue, key=lambda each: not each.new)
+        wanted = [each.untaken for each in order]
+        shares = share(wanted, self._max_batch_size)
         parts = [
-            (each, rows) for each, size in zip(self._queue, shares, strict=True) if size for rows in each.take(size)
+            _Part(each, rows) for each, size in zip(order, shares, strict=True) if size for rows in each.take(size)
         ]
-        self._queue = deque(each for each in self._queue if each.untaken)
-        self._queue.rotate(-1)  # rows that cannot be shared out evenly go to another next time
+        ends = [size >= min(want, turn(self._max_batch_size)) for want, size in zip(wanted, shares, strict=True)]
+        turns = sorted(zip(ends, order, strict=True), key=lambda each: each[0])  # those whose turn has ended last
+        self._queue = deque(each for _, each in turns if each.untaken)
         return parts
 
-    async def _predict(self, parts: Sequence[_Part]) -> None:
+    async def _predict(self, parts: Sequence[_Part]) -> list[_Answer]:
         """One call. Where it fails every canvas is asked for alone, so that none fails another."""
+        rows = join([part.rows for part in parts])
         try:
-            prediction = await self._unet(join([rows for _, rows in parts]))
+            prediction = await self._unet(rows)
         except Exception as error:
-            if len(parts) == 1:
-                parts[0][0].fail(error)
-                return
-            for part in parts:
-                await self._predict([part])
-            return
-        sizes = [len(rows) for _, rows in parts]
-        for (waiting, rows), own in zip(parts, torch.split(prediction, sizes), strict=True):
-            waiting.give(rows, own)
+            if len(parts) == 1 or isinstance(error, SilentNetworkError):
+                for part in parts:
+                    part.waiting.fail(error)
+                return []
+            return [answer for part in parts for answer in await self._predict([part])]
+        predictions = torch.split(prediction, [len(part.rows) for part in parts])
+        return [_Answer(part, own) for part, own in zip(parts, predictions, strict=True)]
+
+
+def turn(places: int) -> int:
+    """Most rows of a canvas in its turn."""
+    return max(1, places // 2)
 
 
 def share(wanted: Sequence[int], places: int) -> list[int]:
-    """Deal out places one by one in turn, to none more than it wants."""
+    """Deal out places in order, to each what it wants up to a turn, and again as long as any are left."""
     shares = [0] * len(wanted)
-    while places and (hungry := [i for i, want in enumerate(wanted) if shares[i] < want]):
-        for i in hungry[:places]:
-            shares[i] += 1
-        places -= len(hungry[:places])
+    most = turn(places)
+    while places and sum(shares) < sum(wanted):
+        for i, want in enumerate(wanted):
+            more = min(want - shares[i], most, places)
+            shares[i] += more
+            places -= more
     return shares
 
 
@@ -134,3 +194,10 @@ def join(parts: Sequence[UNetRows]) -> UNetRows:
         if isinstance(getattr(parts[0], field.name), Tensor)  # a checkpoint's rows all have the same
     }
     return UNetRows(first=0, **tensors)
+
+
+def pad(rows: UNetRows, size: int) -> UNetRows:
+    """Repeat the last row until there are `size`, for a network whose arithmetic depends on the size of a call."""
+    last = torch.arange(size).clamp(max=len(rows) - 1)
+    tensors = {name: tensor[last] for name, tensor in vars(rows).items() if isinstance(tensor, Tensor)}
+    return UNetRows(first=rows.first, **tensors)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import torch
 from torch import Tensor
 
-from views import make_views
+from views import offsets
 
 Decode = Callable[[Tensor], Awaitable[Tensor]]  # (1, 4, a, b) -> (1, 3, a * c, b * c)
 
@@ -22,21 +22,21 @@ async def decode(latents: Tensor, vae_decoder: Decode, *, tile: int, overlap: in
     h, w = latents.shape[-2:]
     if max(h, w) <= tile:
         return await vae_decoder(latents)
-    size = min(tile, h, w)
-    fade = _fade(size, overlap, cell)  # (size * cell, size * cell)
+    height, width = min(tile, h), min(tile, w)
+    fade = _fade(height, overlap, cell)[:, None] * _fade(width, overlap, cell)  # (height * cell, width * cell)
     total = torch.zeros(1, 3, h * cell, w * cell)
     weight = torch.zeros(h * cell, w * cell)
-    for top, left in make_views(h, w, window=size, stride=size - min(overlap, size // 2)):
-        decoded = await vae_decoder(latents[..., top : top + size, left : left + size].contiguous())
-        rows = slice(top * cell, (top + size) * cell)
-        columns = slice(left * cell, (left + size) * cell)
-        total[..., rows, columns] += decoded * fade
-        weight[rows, columns] += fade
+    for top in offsets(h, height, height - min(overlap, height // 2)):
+        for left in offsets(w, width, width - min(overlap, width // 2)):
+            decoded = await vae_decoder(latents[..., top : top + height, left : left + width].contiguous())
+            rows = slice(top * cell, (top + height) * cell)
+            columns = slice(left * cell, (left + width) * cell)
+            total[..., rows, columns] += decoded * fade
+            weight[rows, columns] += fade
     return total / weight
 
 
 def _fade(size: int, overlap: int, cell: int) -> Tensor:
-    """A tile's weight in each of its pixels: 1 inside, falling to nearly 0 over the overlap towards its edges."""
+    """A tile's weight along one of its sides, for each pixel: 1 inside, falling to nearly 0 towards its ends."""
     distance = torch.arange(size * cell) + 0.5  # of a pixel's centre from the edge
-    ramp = (torch.minimum(distance, distance.flip(0)) / (overlap * cell)).clamp(max=1)
-    return ramp[:, None] * ramp[None, :]
+    return (torch.minimum(distance, distance.flip(0)) / (overlap * cell)).clamp(max=1)

@@ -30,3 +30,7 @@ class NetworkError(Exception):
     def __init__(self, network: str, code: int, message: str) -> None:
         super().__init__(f"{network}: {message}")
         self.code = code
+
+
+class SilentNetworkError(NetworkError):
+    """A network did not answer in time."""

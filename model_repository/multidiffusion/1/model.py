@@ -7,7 +7,9 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,19 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
 from admission import Admission, Pace
-from batching import UNetBatcher
-from checkpoint import TextEncoder, load_checkpoint
+from batching import UNetBatcher, pad
+from checkpoint import TextEncoder
+from checkpoint_files import load_checkpoint
 from embedding_cache import EmbeddingCache
-from errors import CancelledRequestError, DeadlineError, InvalidRequestError, NetworkError, OverloadedError
+from errors import (
+    CancelledRequestError,
+    DeadlineError,
+    InvalidRequestError,
+    NetworkError,
+    OverloadedError,
+    SilentNetworkError,
+)
+from metrics import Metrics
 from parameters import Limits, most_rows, parse_deadline, parse_parameters, parse_progress
 from pipeline import Observer, Picture, paint
 from sampling import Denoising, UNetRows
@@ -40,21 +51,8 @@ FAILURES = {
     DeadlineError: "multsd_requests_expired_total",
 }
 
-COUNTERS = {
-    "multsd_unet_rows_total": "UNet rows evaluated for pictures that were finished",
-    "multsd_unet_rows_reference_total": "UNet rows that the published method takes for the same pictures",
-    "multsd_embedding_cache_hits_total": "Texts whose embedding was cached",
-    "multsd_embedding_cache_misses_total": "Texts that had to be encoded",
-    "multsd_requests_rejected_total": "Requests that were refused because too much waited",
-    "multsd_requests_cancelled_total": "Requests whose client went away",
-    "multsd_requests_expired_total": "Requests whose deadline passed or could not be met",
-}
-GAUGES = {
-    "multsd_running_requests": "Requests that are painted",
-    "multsd_waiting_requests": "Requests that wait for a place",
-    "multsd_waiting_rows": "UNet rows, by an upper bound, of the requests that wait",
-}
-LABELLED = {"multsd_unet_calls_total": "UNet calls, by the rows that shared one"}
+OTHER_CALLS = 32  # of text encoders and of the VAE at a time
+SPARE_THREADS = 8  # for calls of the UNet
 
 
 class TritonPythonModel:
@@ -72,12 +70,11 @@ class TritonPythonModel:
             max_batch_size=self.checkpoint.unet_max_batch_size,
             calls=int(config["parameters"]["unet_calls"]["string_value"]),
         )
-        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
-        self.families = {name: make_family(name, COUNTERS | LABELLED, counter) for name in COUNTERS | LABELLED}
-        self.families |= {name: make_family(name, GAUGES, gauge) for name in GAUGES}
-        self.counters = {name: self.families[name].Metric(labels={}) for name in COUNTERS}
-        self.gauges = {name: self.families[name].Metric(labels={}) for name in GAUGES}
-        self.unet_calls: dict[int, Any] = {}  # counters by rows
+        self.deterministic = flag(config, "deterministic")
+        self.calls = Calls(float(config["parameters"]["network_seconds"]["string_value"]))
+        self.text_turn = asyncio.Lock() if self.deterministic else nullcontext()
+        self.metrics = Metrics(make_family)
+        self.counted = {"hits": 0, "misses": 0}
         self.pace = Pace()
         self.admission = Admission(
             running=self.limits.max_running,
@@ -91,12 +88,17 @@ class TritonPythonModel:
         make_scheduler(DEFAULT_SAMPLER, self.checkpoint.scheduler_config, 1)  # now, not in the first request
 
     def _show_load(self) -> None:
-        self.gauges["multsd_running_requests"].set(self.admission.running)
-        self.gauges["multsd_waiting_requests"].set(self.admission.waiting)
-        self.gauges["multsd_waiting_rows"].set(self.admission.waiting_rows)
+        self.metrics.show(
+            {
+                "multsd_running_requests": self.admission.running,
+                "multsd_waiting_requests": self.admission.waiting,
+                "multsd_waiting_rows": self.admission.waiting_rows,
+            }
+        )
 
     async def execute(self, requests: list[Any]) -> None:
         """Answer every request. Triton starts the next call while this one awaits."""
+        self.calls.open(asyncio.get_running_loop(), painters=self.limits.max_running)
         await asyncio.gather(*(self._answer(request) for request in requests))
 
     async def _answer(self, request: Any) -> None:
@@ -120,89 +122,144 @@ class TritonPythonModel:
         )
         deadline = parse_deadline(arrays)
         progress = Progress(request, sender, wanted=parse_progress(arrays), ends=arrived + deadline)
-        async with self.admission.place(rows, progress.queued, None if math.isinf(deadline) else deadline):
+        async with (
+            within(arrived + deadline),
+            self.admission.place(rows, progress.queued, None if math.isinf(deadline) else deadline),
+        ):
             progress.check()  # it may have waited long
-            return await self._paint(request, arrays, progress)
+            return await self._paint(request, arrays, progress, arrived)
 
-    async def _paint(self, request: Any, arrays: Mapping[str, npt.NDArray[Any] | None], progress: "Progress") -> Any:
+    async def _paint(
+        self, request: Any, arrays: Mapping[str, npt.NDArray[Any] | None], progress: "Progress", arrived: float
+    ) -> Any:
         parameters = parse_parameters(
             arrays, limits=self.limits, window=self.checkpoint.window, view_stride=self.checkpoint.view_stride
         )
+        steps, rows_of_reference = parameters.num_inference_steps, 0
+
+        def planned(rows: int, reference: int) -> None:
+            nonlocal rows_of_reference
+            rows_of_reference = reference
+            progress.check(at_least=self.pace.seconds(rows))
 
         def before_step(step: int) -> None:
+            if step:
+                self.metrics.count("multsd_unet_rows_reference_total", rows_of_reference // steps)
+            if step == 1:
+                self.metrics.observe("multsd_first_step_seconds", time.monotonic() - arrived)
             progress.check()
             if step:
-                progress.step(step, parameters.num_inference_steps)
+                progress.step(step, steps)
 
-        observer = Observer(
-            before_step=before_step,
-            preview=progress.preview,
-            planned=lambda rows: progress.check(at_least=self.pace.seconds(rows)),
+        picture = await paint(
+            parameters,
+            checkpoint=self.checkpoint,
+            networks=BlsNetworks(request.request_id(), self),
+            observer=Observer(before_step=before_step, preview=progress.preview, planned=planned),
         )
-        networks = BlsNetworks(request.request_id(), self.embeddings, self.batcher)
-        picture = await paint(parameters, checkpoint=self.checkpoint, networks=networks, observer=observer)
-        self._count(picture)
+        self.metrics.observe("multsd_picture_seconds", time.monotonic() - arrived)
         wanted = frozenset(request.requested_output_names())
         return picture_response(picture, wanted if parameters.return_latents else wanted - {"latents"})
 
     def _count_failure(self, error: Exception) -> None:
         for kind, name in FAILURES.items():
             if isinstance(error, kind):
-                self.counters[name].increment(1)
-
-    async def _call_unet(self, rows: UNetRows) -> Tensor:
-        self._unet_calls(len(rows)).increment(1)
-        inputs = {
-            "sample": rows.sample,
-            "timestep": rows.timestep[:, None],
-            "encoder_hidden_states": rows.encoder_hidden_states,
-            "text_embeds": rows.text_embeds,
-            "time_ids": rows.time_ids,
-        }
-        taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
-        started = time.monotonic()
-        prediction = (await call_model("unet", ["out_sample"], taken))["out_sample"]
-        self.pace.saw(len(rows), time.monotonic() - started)
-        return prediction
-
-    def _unet_calls(self, rows: int) -> Any:
-        if rows not in self.unet_calls:
-            self.unet_calls[rows] = self.families["multsd_unet_calls_total"].Metric(labels={"rows": str(rows)})
-        return self.unet_calls[rows]
-
-    def _count(self, picture: Picture) -> None:
-        """Rows of finished pictures, so that the two counters compare; the cache's own counts."""
-        self.counters["multsd_unet_rows_total"].increment(picture.report["unet_rows"])
-        self.counters["multsd_unet_rows_reference_total"].increment(picture.report["unet_rows_reference"])
-        for name, count in (("hits", self.embeddings.hits), ("misses", self.embeddings.misses)):
-            counter = self.counters[f"multsd_embedding_cache_{name}_total"]
-            counter.increment(count - counter.value())
-
-
-class BlsNetworks:
-    """The networks as Triton models; calls carry the request's id into the server's log, shared ones none."""
-
-    def __init__(self, request_id: str, embeddings: EmbeddingCache, batcher: UNetBatcher) -> None:
-        self._request_id = request_id
-        self._embeddings = embeddings
-        self._batcher = batcher
-
-    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
-        """One call per text that is not cached: Triton's batcher joins them, also with other requests'."""
-
-        async def call(ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
-            return await call_model(encoder.model, encoder.outputs, {"input_ids": ids}, self._request_id)
-
-        return await self._embeddings.encode(encoder.model, input_ids, call)
+                self.metrics.count(name)
 
     async def complete_step(self, denoising: Denoising) -> None:
         """The canvas's rows share calls with those of other requests."""
-        await self._batcher.complete_step(denoising)
+        started = time.monotonic()
+        await self.batcher.complete_step(denoising)
+        self.metrics.observe("multsd_step_seconds", time.monotonic() - started)
+
+    async def _call_unet(self, rows: UNetRows) -> Tensor:
+        sent = pad(rows, self.checkpoint.unet_max_batch_size) if self.deterministic else rows
+        inputs = {
+            "sample": sent.sample,
+            "timestep": sent.timestep[:, None],
+            "encoder_hidden_states": sent.encoder_hidden_states,
+            "text_embeds": sent.text_embeds,
+            "time_ids": sent.time_ids,
+        }
+        taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
+        started = time.monotonic()
+        prediction = (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
+        self.pace.saw(len(rows), time.monotonic() - started)
+        self.metrics.count_call(len(rows), padded=len(sent) - len(rows))
+        return prediction[: len(rows)]
+
+    async def encode(
+        self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32], request_id: str
+    ) -> Mapping[str, Tensor]:
+        """One call per text that is not cached. Triton's batcher joins them, also with other requests', unless each
+        call has to have a fixed size: then they take turns.
+        """
+
+        async def call(ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
+            async with self.text_turn:
+                return await self.calls.call(encoder.model, encoder.outputs, {"input_ids": ids}, request_id)
+
+        try:
+            return await self.embeddings.encode(encoder.model, input_ids, call)
+        finally:
+            self._count_cache()
+
+    def _count_cache(self) -> None:
+        for name, count in (("hits", self.embeddings.hits), ("misses", self.embeddings.misses)):
+            self.metrics.count(f"multsd_embedding_cache_{name}_total", count - self.counted[name])
+            self.counted[name] = count
+
+
+class BlsNetworks:
+    """The networks as one request sees them; calls carry its id into the server's log, shared ones none."""
+
+    def __init__(self, request_id: str, model: TritonPythonModel) -> None:
+        self._request_id = request_id
+        self._model = model
+
+    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
+        """Ask one text encoder."""
+        return await self._model.encode(encoder, input_ids, self._request_id)
+
+    async def complete_step(self, denoising: Denoising) -> None:
+        """Ask the UNet."""
+        await self._model.complete_step(denoising)
 
     async def vae_decoder(self, latents: Tensor) -> Tensor:
         """Decode one canvas."""
         inputs = {"latent_sample": latents.numpy()}
-        return (await call_model("vae_decoder", ["sample"], inputs, self._request_id))["sample"]
+        return (await self._model.calls.call("vae_decoder", ["sample"], inputs, self._request_id))["sample"]
+
+
+class Calls:
+    """Calls of the networks, through BLS. Each holds a thread of the event loop until it is answered."""
+
+    def __init__(self, seconds: float) -> None:
+        """seconds: without an answer, after which a network counts as hung; 0: for ever."""
+        self._seconds = seconds or None
+        self._others = asyncio.Semaphore(OTHER_CALLS)  # of all networks but the UNet: its calls wait for no thread
+        self._open = False
+
+    def open(self, loop: asyncio.AbstractEventLoop, *, painters: int) -> None:
+        """Have enough threads: by itself a loop has a handful, which decoders could hold while the UNet is idle.
+
+        painters: requests at a time, each of which may hold one more thread.
+        """
+        if not self._open:
+            loop.set_default_executor(ThreadPoolExecutor(OTHER_CALLS + painters + SPARE_THREADS))
+            self._open = True
+
+    async def call(
+        self, model: str, outputs: Sequence[str], inputs: Mapping[str, npt.NDArray[Any]], request_id: str = ""
+    ) -> dict[str, Tensor]:
+        """Outputs of a model on this server. Raises NetworkError."""
+        async with nullcontext() if model == "unet" else self._others:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    return await call_model(model, outputs, inputs, request_id)
+            except TimeoutError:
+                message = f"no answer for {self._seconds:g} s"
+                raise SilentNetworkError(model, pb_utils.TritonError.UNAVAILABLE, message) from None
 
 
 async def call_model(
@@ -223,9 +280,31 @@ async def call_model(
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # their memory is the response's
 
 
-def make_family(name: str, descriptions: Mapping[str, str], kind: Any) -> Any:
-    """A family of counters or gauges among Triton's own metrics; it has to outlive them."""
-    return pb_utils.MetricFamily(name=name, description=descriptions[name], kind=kind)
+def make_family(name: str, description: str, kind: str) -> Any:
+    """A family among Triton's own metrics."""
+    return pb_utils.MetricFamily(name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind))
+
+
+def flag(config: Mapping[str, Any], name: str) -> bool:
+    """A parameter of the model's configuration that is true or false. Raises ValueError."""
+    text = config["parameters"][name]["string_value"]
+    if text not in ("true", "false"):
+        raise ValueError(f"{name}: expected true or false, found {text!r}")
+    return bool(text == "true")
+
+
+@asynccontextmanager
+async def within(ends: float) -> AsyncIterator[None]:
+    """Stop the body when its time is over, also while a network is silent; by the monotonic clock.
+
+    Raises DeadlineError.
+    """
+    seconds = None if math.isinf(ends) else ends - time.monotonic()
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineError("not done, 0.0 s are left") from None
 
 
 def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:

@@ -5,7 +5,7 @@ R regions, region 0 is the background; height and width in pixels.
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ class Parameters:
     deadline_s: float = math.inf  # from the request's arrival
     progress: bool = False
     return_latents: bool = False
+    warnings: tuple[tuple[str, str], ...] = ()  # (field, message): what was taken for something else
 
     @property
     def regions(self) -> int:
@@ -64,7 +65,7 @@ class Parameters:
         """The values that a picture depends on, without texts and masks."""
         left_out = {
             *("prompt", "negative_prompt", "masks"),
-            *("preview_every", "deadline_s", "progress", "return_latents"),
+            *("preview_every", "deadline_s", "progress", "return_latents", "warnings"),
         }
         kept = {name: value for name, value in vars(self).items() if name not in left_out}
         return kept | {"regions": self.regions}
@@ -81,9 +82,10 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
     if not prompt:
         raise InvalidRequestError("prompt", f"expected 1 to {limits.max_regions} regions, found 0")
     height, width = _size(arrays, limits)
+    negative_prompt = _negatives(arrays, limits, regions=len(prompt))
     return Parameters(
         prompt=prompt,
-        negative_prompt=_negatives(arrays, limits, regions=len(prompt)),
+        negative_prompt=negative_prompt,
         masks=_masks(arrays, limits, regions=len(prompt), height=height, width=width),
         height=height,
         width=width,
@@ -97,6 +99,7 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
         deadline_s=parse_deadline(arrays),
         progress=parse_progress(arrays),
         return_latents=bool(_scalar(arrays, "return_latents", False)),
+        warnings=tuple(_guidance_warnings(arrays, negative_prompt)),
     )
 
 
@@ -158,11 +161,23 @@ def _size(arrays: Arrays, limits: Limits) -> tuple[int, int]:
 
 
 def _guidance_scale(arrays: Arrays) -> float:
-    """1 or less means: the conditional prediction alone."""
+    """1 or less means: the conditional prediction alone, as in diffusers' pipelines."""
+    return max(_asked_guidance_scale(arrays), 1.0)
+
+
+def _asked_guidance_scale(arrays: Arrays) -> float:
     value = float(_scalar(arrays, "guidance_scale", 7.5))
     if not (math.isfinite(value) and 0 <= value <= MAX_GUIDANCE_SCALE):
         raise InvalidRequestError("guidance_scale", f"expected 0 to {MAX_GUIDANCE_SCALE:g}, found {value}")
-    return max(value, 1.0)
+    return value
+
+
+def _guidance_warnings(arrays: Arrays, negative_prompt: Sequence[str]) -> Iterator[tuple[str, str]]:
+    asked = _asked_guidance_scale(arrays)
+    if asked < 1:
+        yield "guidance_scale", f"{asked:g} is painted as 1, without guidance"
+    if asked <= 1 and any(text.strip() for text in negative_prompt):
+        yield "guidance_scale", "without guidance (1 or less) negative prompts have no effect"
 
 
 def _texts(arrays: Arrays, field: str, limits: Limits) -> tuple[str, ...]:
@@ -179,7 +194,9 @@ def _text(value: bytes, field: str, limits: Limits) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequestError(field, f"expected UTF-8, found byte {error.start} that is not") from error
+        raise InvalidRequestError(
+            field, f"expected UTF-8, found byte 0x{value[error.start]:02x} at position {error.start}"
+        ) from error
 
 
 def _negatives(arrays: Arrays, limits: Limits, *, regions: int) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from conditioning import Conditioning, join_encodings, make_time_ids
 from decoding import decode
 from errors import InvalidRequestError
 from parameters import Parameters
+from preview import preview_image
 from prompts import TokenizedPrompts, tokenize_prompts
 from regions import Canvas, make_canvas, overlaps, region_masks
 from row_plan import Regions, count_reference_rows
@@ -128,7 +129,7 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
         canvas=canvas,
         regions=regions,
         scheduler=scheduler,
-        warnings=(*prompts.warnings, *region_warnings(parameters, regions)),
+        warnings=(*parameters.warnings, *prompts.warnings, *region_warnings(parameters, regions)),
     )
 
 
@@ -177,7 +178,7 @@ class Observer:
 
     before_step: Callable[[int], None] = lambda _: None  # with the steps done; also before decoding
     preview: Callable[[npt.NDArray[np.uint8]], None] = lambda _: None  # (h, w, 3), a pixel for every cell in sight
-    planned: Callable[[int], None] = lambda _: None  # with the UNet rows that are to come
+    planned: Callable[[int, int], None] = lambda *_: None  # with the UNet rows to come, and the published method's
 
 
 async def denoise(
@@ -210,8 +211,9 @@ async def paint(
     job = await asyncio.to_thread(prepare, parameters, checkpoint)  # large masks would hold up the others
     observer.before_step(0)
     conditioning = await stopwatch.timed("text_encoder", encode_prompts(job, checkpoint, networks.encode))
-    denoising = start_denoising(job, conditioning, checkpoint)
-    observer.planned(denoising.total_rows)
+    denoising = await asyncio.to_thread(start_denoising, job, conditioning, checkpoint)  # as would their plans
+    reference = count_reference_rows(job.regions, num_inference_steps=parameters.num_inference_steps)
+    observer.planned(denoising.total_rows, reference)
 
     async def complete_step(denoising: Denoising) -> None:
         await stopwatch.timed("unet", networks.complete_step(denoising))
@@ -224,15 +226,13 @@ async def paint(
     latents = await denoise(denoising, complete_step, after_step, parameters.preview_every)
     sample = await stopwatch.timed("vae_decoder", decode_canvas(latents, checkpoint, networks.vae_decoder))
     return Picture(
-        image=to_image(sample, job.canvas),
+        image=await asyncio.to_thread(to_image, sample, job.canvas),
         latents=latents[0],
         warnings=[{"field": name, "message": message} for name, message in job.warnings],
         report={
             "parameters": parameters.summary(),
             "unet_rows": denoising.rows,
-            "unet_rows_reference": count_reference_rows(
-                job.regions, num_inference_steps=parameters.num_inference_steps
-            ),
+            "unet_rows_reference": reference,
             "seconds": stopwatch.report(),
             "checkpoint": {"name": checkpoint.name, "digest": checkpoint.digest},
         },
@@ -259,14 +259,6 @@ def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
     return levels.permute(1, 2, 0).contiguous().numpy()
 
 
-def preview_image(latents: Tensor, checkpoint: Checkpoint, canvas: Canvas) -> npt.NDArray[np.uint8]:
-    """A rough picture of latents (1, 4, h, w), a pixel for every cell that the picture touches: (a, b, 3) uint8."""
-    rows, columns = (slice(pixels.start // canvas.cell, -(-pixels.stop // canvas.cell)) for pixels in canvas.crop)
-    cells = latents[0, :, rows, columns].permute(1, 2, 0)  # (a, b, 4)
-    colours = cells @ checkpoint.preview[:-1] + checkpoint.preview[-1]
-    return (colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-
-
 def region_warnings(parameters: Parameters, regions: Regions) -> list[tuple[str, str]]:
     """What the regions cannot give, as (field, message)."""
     warnings = []
@@ -280,7 +272,8 @@ def region_warnings(parameters: Parameters, regions: Regions) -> list[tuple[str,
         shared.setdefault(second, []).append(f"masks[{first}] in {pixels} pixels")
     for second, others in shared.items():
         warnings.append((f"masks[{second}]", f"overlaps {', '.join(others)}; there they are averaged"))
-    if parameters.regions > 1 and parameters.bootstrapping >= parameters.num_inference_steps:
+    bootstrapped = any(bool(mask.any()) and not bool(mask.all()) for mask in regions.masks[1:])
+    if bootstrapped and parameters.bootstrapping >= parameters.num_inference_steps:
         message = f"all {parameters.num_inference_steps} steps are bootstrapped: regions are never harmonised"
         warnings.append(("bootstrapping", message))
     return warnings

@@ -102,10 +102,10 @@ def plan_rows(regions: Regions, *, bootstrapping: bool) -> tuple[Row, ...]:
 
 def row_weight(row: Row, regions: Regions) -> Tensor:
     """Weight of a row's prediction in its view, before division by the counts: (window, window) float64."""
-    return sum(
-        (factor * regions.mask(row.view, region) for region, factor in row.coefficients),
-        start=torch.zeros(regions.window, regions.window, dtype=torch.float64),
-    )
+    weight = torch.zeros(regions.window, regions.window, dtype=torch.float64)
+    for region, factor in row.coefficients:
+        weight.add_(regions.mask(row.view, region), alpha=factor)
+    return weight
 
 
 def count_reference_rows(regions: Regions, *, num_inference_steps: int) -> int:

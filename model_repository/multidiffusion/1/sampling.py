@@ -16,7 +16,9 @@ taking one step on the canvas gives the same picture, with any scheduler of diff
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -212,11 +214,15 @@ def _crop(canvas: Tensor, view: int, regions: Regions) -> Tensor:
     return canvas[..., top : top + regions.window, left : left + regions.window]
 
 
+@cache  # a signature takes as long to read as a small step to compute
+def _takes_generator(step: Callable[..., Any]) -> bool:
+    return "generator" in inspect.signature(step).parameters
+
+
 def step_scheduler(
     scheduler: Scheduler, noise_pred: Tensor, timestep: Tensor, latents: Tensor, generator: torch.Generator
 ) -> Tensor:
     """One step of the canvas: (1, 4, h, w) at the next timestep."""
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if takes_generator else {}
+    extra = {"generator": generator} if _takes_generator(type(scheduler).step) else {}
     prev_sample: Tensor = scheduler.step(noise_pred, timestep, latents, return_dict=False, **extra)[0]
     return prev_sample

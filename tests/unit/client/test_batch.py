@@ -32,10 +32,10 @@ def _run(lines: list[str], folder: Path, reply: Any = None, *, at_once: int = 2)
 def test_every_line_becomes_a_file_and_a_result(tmp_path: Path) -> None:
     first, second = _run(['{"bg_prompt": "a"}', "", '{"bg_prompt": "b"}'], tmp_path)
 
-    assert (first["line"], first["file"], first["seed"]) == (1, "000001.jpg", 7)
-    assert (second["line"], second["file"]) == (3, "000003.jpg")
-    assert (tmp_path / "000003.jpg").read_bytes() == b"picture"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000001.jpg", "000003.jpg"]
+    assert (first["line"], first["file"], first["seed"]) == (1, f"{first['key']}.jpg", 7)
+    assert (second["line"], second["file"]) == (3, f"{second['key']}.jpg")
+    assert (tmp_path / second["file"]).read_bytes() == b"picture"
+    assert {path.name for path in tmp_path.iterdir()} == {first["file"], second["file"]}
 
 
 def test_a_line_that_fails_does_not_keep_the_others_from_being_painted(tmp_path: Path) -> None:
@@ -67,18 +67,25 @@ def test_no_more_are_asked_for_at_once_than_wanted(tmp_path: Path, at_once: int)
     assert most == at_once
 
 
-def test_finished_are_the_lines_whose_files_are_there(tmp_path: Path) -> None:
+def test_finished_are_the_requests_whose_files_are_there(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     told = _run(['{"bg_prompt": "a"}', '{"bg_prompt": "b"}', "{"], tmp_path)
-    results.write_text("\n".join(map(json.dumps, told)) + '\n{"line": 9, "dig')
-    (tmp_path / "000002.jpg").unlink()
+    results.write_text("\n".join(map(json.dumps, told)) + '\n{"line": 9, "k')
+    (tmp_path / told[1]["file"]).unlink()
 
-    assert batch.finished(results, tmp_path) == {(1, told[0]["digest"])}
-    assert batch.finished(tmp_path / "nowhere", tmp_path) == set()
+    assert batch.finished(results, tmp_path) == {told[0]["key"]: told[0]}
+    assert batch.finished(tmp_path / "nowhere", tmp_path) == {}
 
 
-def test_a_line_that_was_changed_is_another_job() -> None:
-    one, other = batch.read_jobs(['{"seed": 1}', '{"seed": 2}'])
+def test_a_request_is_told_by_its_content_wherever_it_stands() -> None:
+    one, other = batch.read_jobs(['{"seed": 1, "width": 64}', '{"seed": 2}'])
+    changed, *_, moved = batch.read_jobs(['{"seed": 3}', "{", '{"width": 64,  "seed": 1}'])
 
-    assert one.digest != other.digest
-    assert one.digest == batch.Job(1, '{"seed": 1}').digest
+    assert len({one.key, other.key, changed.key}) == 3
+    assert (moved.key, moved.line) == (one.key, 3)
+
+
+def test_a_request_that_stands_there_twice_is_two_pictures(tmp_path: Path) -> None:
+    results = _run(['{"bg_prompt": "a"}'] * 3, tmp_path)
+
+    assert len({each["file"] for each in results}) == len(list(tmp_path.iterdir())) == 3

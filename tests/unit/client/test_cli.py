@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from multsd_client import AsyncClient, MultsdError, batch_command, cli, pictures, replay
+from multsd_client import AsyncClient, MultsdError, batch, batch_command, cli, pictures, replay
 from multsd_client.arguments import gather
 from multsd_client.client import Client
 from tests.unit.client.fakes import painted, refusal, service
@@ -174,6 +175,7 @@ def test_the_environment_names_the_service(fake: Service) -> None:
         ["--request", "list.json"],
         ["--request", "broken.json"],
         ["a", "--output", "picture.tiff"],
+        ["a", "--output", "-.png/-"],
         ["a", "--width", "wide"],
         ["a", "--guidance", "nan"],
         ["a", "--url", "http://a:port"],
@@ -193,6 +195,41 @@ def test_bad_arguments_end_with_2_and_send_nothing(fake: Service, arguments: lis
     assert isinstance(result.exception, SystemExit)
     assert result.stdout == ""
     assert fake.bodies == []
+
+
+def test_a_file_that_is_not_there_is_told_once_and_in_words(fake: Service) -> None:
+    for command in (["generate", "--request", "none.json"], ["replay", "none.json"], ["batch", "none.json"]):
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == 2
+        assert result.stderr.endswith(": none.json: No such file or directory\n")
+    assert fake.bodies == []
+
+
+def test_a_picture_for_stdout_is_there_alone_in_the_requests_own_format(fake: Service) -> None:
+    Path("request.json").write_text('{"bg_prompt": "a", "output_format": "webp"}')
+    _carrying("picture.png", {"bg_prompt": "b", "output_format": "png"})
+
+    for command in (["generate", "--request", "request.json"], ["generate", "c"], ["replay", "picture.png"]):
+        result = CliRunner().invoke(cli.app, [*command, "-o", "-"])
+        assert (result.exit_code, result.stdout_bytes) == (0, b"picture"), result.stderr
+    assert [body.get("output_format") for body in fake.bodies] == ["webp", None, "png"]
+    assert not Path("-").exists()
+
+
+def test_a_picture_is_not_thrown_at_a_terminal(fake: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    with pytest.raises(typer.BadParameter, match="found a terminal"):
+        cli.generate("a", output=cli.STDOUT)
+    assert fake.bodies == []
+
+
+@pytest.mark.parametrize("command", ["generate", "replay", "batch", "health"])
+def test_help_shows_every_default(command: str) -> None:
+    text = " ".join(CliRunner().invoke(cli.app, [command, "--help"]).stdout.split())
+
+    assert "[default: the variable MULTSD_TOKEN]" in text
+    assert command != "generate" or "Pixels. [default: 512]" in text
 
 
 @pytest.mark.parametrize(
@@ -273,33 +310,79 @@ def test_replay_of_a_picture_without_parameters_ends_with_2(fake: Service) -> No
         assert fake.bodies == []
 
 
-def test_health_tells_the_checkpoint(fake: Service) -> None:
+def test_health_tells_what_the_service_paints_with(fake: Service) -> None:
     fake.told = {
         "/readyz": httpx.Response(200, json={}),
-        "/limits": httpx.Response(200, json={"checkpoint": {"name": "demo", "digest": "sha256:1"}}),
+        "/limits": httpx.Response(
+            200,
+            json={
+                "checkpoint": {"name": "demo", "digest": "sha256:1", "family": None},
+                "schedulers": ["ddim", "lcm"],
+                "limits": {"max_pixels": 4096, "max_steps": 200},
+            },
+        ),
     }
 
     result = CliRunner().invoke(cli.app, ["health"])
 
-    assert (result.exit_code, result.stdout) == (0, "ready: checkpoint demo, digest sha256:1\n")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "http://127.0.0.1:5000: ready",
+        "checkpoint: demo, sha256:1",
+        "samplers: ddim, lcm",
+        "at most: 4096 pixels, 200 steps",
+    ]
 
 
-def test_health_of_a_service_that_is_not_ready_ends_with_3(fake: Service) -> None:
-    fake.told = {"/readyz": httpx.Response(503, json={})}
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (httpx.Response(503, json={"message": "not ready: unet", "missing": ["unet"]}), "not ready: unet"),
+        (httpx.Response(502, text="proxy"), "not ready: HTTP 502"),
+    ],
+)
+def test_health_of_a_service_that_is_not_ready_ends_with_3(fake: Service, reply: httpx.Response, told: str) -> None:
+    fake.told = {"/readyz": reply}
 
     result = CliRunner().invoke(cli.app, ["health"])
 
-    assert (result.exit_code, result.stdout) == (3, "not ready\n")
+    assert (result.exit_code, result.stdout) == (3, f"http://127.0.0.1:5000: {told}\n")
+
+
+def _connect_batches(monkeypatch: pytest.MonkeyPatch, fake: Service, folder: Path) -> None:
+    def connect(url: str, **options: Any) -> AsyncClient:
+        return AsyncClient(url, transport=service(fake.answer), **options)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(batch_command, "AsyncClient", connect)
+
+
+def test_a_line_inserted_at_the_top_of_a_batch_is_all_that_is_painted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake, requests = Service(), Path("requests.jsonl")
+    _connect_batches(monkeypatch, fake, tmp_path)
+    requests.write_text('{"seed": 1}\n{"seed": 2}\n')
+    CliRunner().invoke(cli.app, ["batch", "requests.jsonl"])
+    requests.write_text('{"seed": 3}\n' + requests.read_text())
+    with Path("pictures/results.jsonl").open("a") as file:
+        file.write('{"line": 9, "k')  # cut by a crash
+
+    result = CliRunner().invoke(cli.app, ["batch", "requests.jsonl"])
+
+    assert "1 painted, 0 failed, 2 before" in result.stderr
+    assert [body["seed"] for body in fake.bodies] == [1, 2, 3]
+    lines = Path("pictures/results.jsonl").read_text().splitlines()
+    results = [json.loads(line) for line in lines if line.endswith("}")]
+    files = {each["line"]: each["file"] for each in results}
+    jobs = batch.read_jobs(requests.read_text().splitlines())
+    assert files == {job.line: f"{job.key}.jpg" for job in jobs}
+    assert len(list(Path("pictures").glob("*.jpg"))) == 3
 
 
 def test_a_batch_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = Service()
-
-    def connect(url: str, **options: Any) -> AsyncClient:
-        return AsyncClient(url, transport=service(fake.answer), **options)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch_command, "AsyncClient", connect)
+    _connect_batches(monkeypatch, fake, tmp_path)
     Path("requests.jsonl").write_text('{"seed": 1}\n{"seed": 2}\n')
 
     first = CliRunner().invoke(cli.app, ["batch", "requests.jsonl"])

@@ -157,7 +157,7 @@ def test_another_service_at_the_address_is_a_protocol_error(
 
 
 def test_comments_and_unknown_events_are_passed_over(generate: Generate) -> None:
-    text = ": heartbeat\n\nevent: queued\ndata: {}\n\n" + painted().text
+    text = ": heartbeat\n\nevent: later\ndata: {}\n\n" + painted().text
 
     assert generate(lambda _request: httpx.Response(200, text=text)).seed == 7
 

@@ -100,7 +100,7 @@ def test_a_half_checkpoint_stays_below_15_megabytes(half_checkpoint: Path) -> No
     assert sum(path.stat().st_size for path in half_checkpoint.rglob("*") if path.is_file()) < 15e6
 
 
-def test_the_schedule_is_stable_diffusions_with_v_prediction(half_checkpoint: Path) -> None:
+def test_the_schedule_is_stable_diffusions_stretched_to_end_in_noise_alone(half_checkpoint: Path) -> None:
     config = json.loads((half_checkpoint / "scheduler" / "scheduler_config.json").read_text())
     expected = {
         "_class_name": "DDIMScheduler",
@@ -109,14 +109,19 @@ def test_the_schedule_is_stable_diffusions_with_v_prediction(half_checkpoint: Pa
         "beta_end": 0.012,
         "num_train_timesteps": 1000,
         "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
         "clip_sample": False,
         "thresholding": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
     }
     assert {key: config[key] for key in expected} == expected
-    alphas = DDIMScheduler.from_pretrained(half_checkpoint / "scheduler").alphas_cumprod
-    assert float(alphas[-1]) == pytest.approx(0.0047, abs=1e-4)  # Stable Diffusion's
+    scheduler = DDIMScheduler.from_pretrained(half_checkpoint / "scheduler")
+    assert float(scheduler.alphas_cumprod[0]) == pytest.approx(0.99915, abs=1e-5)  # Stable Diffusion's
+    assert float(scheduler.alphas_cumprod[-1]) == 0
+    scheduler.set_timesteps(20)
+    assert int(scheduler.timesteps[0]) == 999
 
 
 def test_the_untrained_encoder_measures_cell_colours_and_the_decoder_keeps_them(networks: Networks) -> None:

@@ -1,5 +1,6 @@
 """Training: schedules, batches, and that a stopped run goes on as if it had not been stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from torch import nn
 from demo_checkpoint.evaluate import held_out_requests
 from demo_checkpoint.language import COLOURS, SHAPES
 from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, build_scheduler, build_vae
+from demo_checkpoint.optimizer import MuonAndAdamW
 from demo_checkpoint.train import run
-from demo_checkpoint.train_unet import UnetPlan, unet_batch, unet_loss
+from demo_checkpoint.train_unet import CORE, EASY_IN_THE_END, UPPER, unet_batch, unet_loss
 from demo_checkpoint.train_vae import MOST_LATENT_NOISE, VaePlan, cell_colours, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
 
@@ -21,11 +23,11 @@ def trained(path: Path, *stops: int | None) -> nn.Module:
     """A small network trained in as many runs as there are stops, each as after a restart."""
     for stop in stops:
         torch.manual_seed(0)
-        network = nn.Linear(3, 2)
-        state = TrainingState(network, ema_decay=0.9)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 2, 1))
+        state = TrainingState(network, MuonAndAdamW(network, weight_decay=0.01), ema_decay=0.9)
 
         def loss(step: int, network: nn.Module = network) -> torch.Tensor:
-            rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            rows = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(step))
             loss: torch.Tensor = network(rows).square().mean()
             return loss
 
@@ -41,6 +43,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> 
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_weights_that_are_not_trained_come_from_the_network_not_from_its_state(tmp_path: Path) -> None:
+    def state(frozen: float) -> TrainingState:
+        network = nn.ModuleDict({"core": nn.Linear(1, 1), "upper": nn.Linear(1, 1)})
+        nn.init.constant_(network.get_parameter("core.weight"), frozen)
+        network["core"].requires_grad_(False)
+        trained = list(network["upper"].parameters())
+        return TrainingState(network, torch.optim.AdamW(trained), ema_decay=0.9)
+
+    first, second = state(1.0), state(2.0)
+    with torch.no_grad():
+        first.network.get_parameter("upper.weight").fill_(3.0)
+    first.save(tmp_path / "state.pt")
+    second.load(tmp_path / "state.pt")
+
+    assert second.network.get_parameter("upper.weight") == 3.0
+    assert second.network.get_parameter("core.weight") == second.ema["core.weight"] == 2.0
+
+
 def test_the_learning_rate_warms_up_holds_and_falls() -> None:
     rate = LearningRate(peak=1.0, final=0.1, warmup=10, hold=50, steps=100)
     assert rate.at(4) == pytest.approx(0.5)
@@ -51,7 +71,7 @@ def test_the_learning_rate_warms_up_holds_and_falls() -> None:
 
 def test_the_average_forgets_the_random_start() -> None:
     network = nn.Linear(1, 1)
-    state = TrainingState(network, ema_decay=0.999)
+    state = TrainingState(network, torch.optim.AdamW(network.parameters(), weight_decay=0.0), ema_decay=0.999)
     start = network.weight.detach().clone()
     for _ in range(20):
         state.advance(lambda: (network.weight - 1).square().sum() + 0 * network.bias.sum(), 0.1)
@@ -59,43 +79,62 @@ def test_the_average_forgets_the_random_start() -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    first, second = (unet_batch(0, 5, cells=16, rows=3) for _ in range(2))
+    plan = replace(CORE, rows=3)
+    first, second = (unet_batch(plan, 5) for _ in range(2))
     assert first[1] == second[1]
     assert torch.equal(first[0], second[0])
     assert first[0].shape == (3, 4, 16, 16)
-    assert unet_batch(0, 6, cells=16, rows=3)[1] != first[1]
+    assert unet_batch(plan, 6)[1] != first[1]
 
 
 def test_some_captions_are_dropped_and_some_hold_an_unknown_word() -> None:
-    captions = [text for step in range(20) for text in unet_batch(0, step, cells=8, rows=10)[1]]
+    captions = [text for step in range(20) for text in unet_batch(replace(CORE, rows=10), step)[1]]
     assert 0.05 < captions.count("") / len(captions) < 0.2
     assert any("<|unknown|>" in text for text in captions)
 
 
+def test_pictures_are_easy_at_first_and_then_mostly_of_the_full_variety() -> None:
+    assert [CORE.easy_at(step) for step in (0, 1000, 3000, 8000)] == [1, 1, EASY_IN_THE_END, EASY_IN_THE_END]
+    assert EASY_IN_THE_END < CORE.easy_at(2000) < 1
+    first, last = (" ".join(" ".join(unet_batch(CORE, step)[1]) for step in range(n, n + 8)) for n in (0, 5000))
+    assert not {"stripes", "dots", "checks"} & set(first.split())
+    assert {"stripes", "dots", "checks", "and"} <= set(last.split())
+
+
 def test_the_unet_sees_the_window_itself_in_the_end() -> None:
-    plan = UnetPlan()
-    cells = [plan.stage(step).cells for step in range(plan.steps)]
-    assert cells == sorted(cells)
-    assert cells[0] == 16
-    assert cells[-1] == plan.stage(plan.steps + 1).cells == 64
-    assert cells.count(64) >= 2000
+    assert (CORE.cells, UPPER.cells) == (16, 64)
 
 
 def test_a_rows_error_counts_relative_to_the_best_linear_guess() -> None:
     scheduler = build_scheduler()
     std = PICTURE_STD * SCALING_FACTOR
+    noise = 1 / CORE.pooled**2  # variance
     latents = std * torch.randn(4000, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 
-    class LinearGuess(nn.Module):
+    def linear_guess(noisy: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         """The expectation of v given the noisy latents, for latents that are independent normal numbers."""
+        signal: torch.Tensor = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+        covariance = (signal * (1 - signal)).sqrt() * (noise - std**2)
+        return covariance / (signal * std**2 + (1 - signal) * noise) * noisy
 
-        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-            signal: torch.Tensor = scheduler.alphas_cumprod[timesteps][:, None, None, None]
-            covariance = (signal * (1 - signal)).sqrt() * (1 - std**2)
-            return covariance / (signal * std**2 + 1 - signal) * noisy
-
-    loss = unet_loss(LinearGuess(), scheduler, latents, torch.zeros(4000, 77), seed=1)
+    loss = unet_loss(linear_guess, scheduler, latents, torch.zeros(4000, 77), CORE, seed=1)
     assert loss == pytest.approx(1.0, rel=0.02)
+
+
+def test_the_whole_unets_error_counts_more_where_it_is_the_same_over_many_cells() -> None:
+    scheduler = build_scheduler()
+    even = torch.full((8, 8), 0.1)
+    alternating = even * (-1) ** (torch.arange(8)[:, None] + torch.arange(8))
+
+    def loss(error: torch.Tensor) -> torch.Tensor:
+        def off_by_it(noisy: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            signal: torch.Tensor = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+            return (signal / (1 - signal)).sqrt() * noisy + error  # v of latents that are zero, and the error
+
+        return unet_loss(off_by_it, scheduler, torch.zeros(64, 4, 8, 8), torch.zeros(64, 77), UPPER, seed=1)
+
+    assert loss(torch.zeros(8, 8)) == pytest.approx(0, abs=1e-9)
+    assert loss(even) > 2 * loss(alternating) > 0
 
 
 def test_the_decoder_starts_with_right_colours() -> None:

@@ -18,7 +18,8 @@ Object = dict[str, Any]
 
 KUBERNETES = DOCKER / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
-FIELDS = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images", "patches"}
+# Of those that Kustomize 2.0 knows, which is inside kubectl 1.14 to 1.20: no components, no replacements, no patches.
+FIELDS = {"apiVersion", "kind", "namespace", "bases", "resources", "configMapGenerator", "images", "patchesJson6902"}
 CLUSTER_WIDE = {"Namespace"}
 
 
@@ -28,12 +29,13 @@ def build(folder: Path) -> list[Object]:
     if unknown := set(described) - FIELDS:
         raise ValueError(f"{folder}: this reader knows nothing of {', '.join(sorted(unknown))}")
     objects: list[Object] = []
+    for base in described.get("bases", ()):
+        objects += build(folder / base)
     for resource in described["resources"]:
-        path = folder / resource
-        objects += build(path) if path.is_dir() else documents(path)
+        objects += documents(folder / resource)
     for generator in described.get("configMapGenerator", ()):
         _generate(objects, generator)
-    for patch in described.get("patches", ()):
+    for patch in described.get("patchesJson6902", ()):
         _patch(objects, patch["target"], _operations(folder / patch["path"]))
     for each in objects:
         if each["kind"] not in CLUSTER_WIDE:
@@ -81,6 +83,8 @@ def _patch(objects: list[Object], target: Object, operations: list[Object]) -> N
     for operation in operations:
         keys = [key.replace("~1", "/").replace("~0", "~") for key in operation["path"].strip("/").split("/")]
         parent: Any = find(objects, target["kind"], target["name"])
+        if parent["apiVersion"] != f"{target['group']}/{target['version']}":
+            raise KeyError(target["group"])
         for key in keys[:-1]:
             parent = parent[int(key) if isinstance(parent, list) else key]
         _apply(parent, keys[-1], operation)

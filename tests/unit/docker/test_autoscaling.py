@@ -90,7 +90,7 @@ def test_the_adapter_gives_the_metrics_that_the_autoscaler_asks_for() -> None:
 def test_a_triton_shares_its_rows_equally(arrivals: Any) -> None:
     triton = arrivals.Triton(0.0)
     for rows in (10, 30):
-        assert triton.take(arrivals.Request(0.0, rows))
+        assert triton.take(arrivals.Request(0.0, rows, rows))
     assert [each.rows for each in triton.work(20)] == [0]
     assert [each.rows for each in triton.running] == [20]
     assert len(triton.work(20)) == 1
@@ -98,15 +98,29 @@ def test_a_triton_shares_its_rows_equally(arrivals: Any) -> None:
 
 def test_a_triton_refuses_past_its_bounds(arrivals: Any) -> None:
     triton = arrivals.Triton(0.0)
-    accepted = [triton.take(arrivals.Request(0.0, 1)) for _ in range(arrivals.MAX_RUNNING + arrivals.MAX_WAITING + 1)]
+    count = arrivals.MAX_RUNNING + arrivals.MAX_WAITING + 1
+    accepted = [triton.take(arrivals.Request(0.0, 1, 1)) for _ in range(count)]
     assert accepted == [True] * (len(accepted) - 1) + [False]
     triton = arrivals.Triton(0.0)
-    accepted = [triton.take(arrivals.Request(0.0, arrivals.MAX_WAITING_ROWS)) for _ in range(arrivals.MAX_RUNNING + 2)]
+    most = arrivals.MAX_WAITING_ROWS
+    accepted = [triton.take(arrivals.Request(0.0, most / 2, most)) for _ in range(arrivals.MAX_RUNNING + 2)]
     assert accepted == [True] * (arrivals.MAX_RUNNING + 1) + [False], "one may wait however large it is"
 
 
+def test_what_waits_is_counted_as_the_readmes_published_rows(arrivals: Any) -> None:
+    table = (KUBERNETES.parents[1] / "README.md").read_text()
+    numbers = [
+        (int(most), int(needed)) for most, needed in re.findall(r"^\| .* steps \| (\d+) \| (\d+) \|$", table, re.M)
+    ]
+    assert [rows for rows, _ in arrivals.MIX] == [(needed, most) for most, needed in numbers]
+    triton = arrivals.Triton(0.0)
+    for _ in range(arrivals.MAX_RUNNING + 2):
+        triton.take(arrivals.Request(0.0, 125, 140))
+    assert triton.waiting_rows == 2 * 140
+
+
 def test_as_many_arrive_as_the_load_says(arrivals: Any) -> None:
-    rows = sum(rows for _, rows in arrivals.arrivals(150, 1))
+    rows = sum(request.rows for request in arrivals.arrivals(150, 1))
     expected = sum(hours * 3600 * load for hours, load in arrivals.LOAD) * 150
     assert rows == pytest.approx(expected, rel=0.05)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from multsd_gateway.settings import Settings
-from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, check_command, documents, last, stages
+from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, arguments, check_command, documents, last, stages
 
-FILES = [DOCKER / "compose.yaml", DOCKER / "compose.gpu.yaml"]
+FILES = [DOCKER / name for name in ("compose.yaml", "compose.gpu.yaml", "compose.torch.yaml")]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -20,10 +20,11 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
-CPU, GPU = (read(path) for path in FILES)
+CPU, GPU, TORCH = (read(path) for path in FILES)
+ALL = [pytest.param(document, id=name) for document, name in ((CPU, "cpu"), (GPU, "gpu"), (TORCH, "torch"))]
 
 
-@pytest.mark.parametrize("document", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("document", ALL)
 def test_every_environment_variable_is_a_setting(document: dict[str, Any]) -> None:
     names = {name for service in document["services"].values() for name in service.get("environment", {})}
     assert names
@@ -38,7 +39,7 @@ def test_the_gateway_takes_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.grace_seconds >= settings.request_seconds, "requests at work may finish"
 
 
-@pytest.mark.parametrize("document", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("document", ALL)
 def test_the_export_service_runs_a_command_line_that_the_exporter_takes(document: dict[str, Any]) -> None:
     words = document["services"]["export"]["command"]
     check_command("multsd-export", words)
@@ -53,7 +54,7 @@ def test_the_demo_checkpoint_is_where_the_image_has_it() -> None:
 
 @pytest.mark.parametrize("service", CPU["services"])
 def test_each_service_is_built_from_a_target_that_exists(service: str) -> None:
-    for document in (CPU, GPU):
+    for document in (CPU, GPU, TORCH):
         build = document["services"][service].get("build", {})
         dockerfile = ROOT / CPU["services"][service]["build"]["dockerfile"]
         targets = [re.fullmatch(r"\S+ AS (\w+)", stage[0].value) for stage in stages(dockerfile)]
@@ -62,7 +63,7 @@ def test_each_service_is_built_from_a_target_that_exists(service: str) -> None:
 
 @pytest.mark.parametrize("service", CPU["services"])
 def test_each_image_has_this_versions_tag(service: str) -> None:
-    for document in (CPU, GPU):
+    for document in (CPU, GPU, TORCH):
         image = document["services"][service].get("image")
         assert image is None or image.partition(":")[2].split("-")[0] == PYPROJECT["project"]["version"]
 
@@ -79,7 +80,7 @@ def test_each_service_is_hardened(service: str) -> None:
 def test_only_the_gateway_is_published_and_only_on_loopback() -> None:
     published = {name: service["ports"] for name, service in CPU["services"].items() if "ports" in service}
     assert published == {"gateway": [f"127.0.0.1:{Settings().port}:{Settings().port}"]}
-    assert not any("ports" in service for service in GPU["services"].values())
+    assert not any("ports" in service for other in (GPU, TORCH) for service in other["services"].values())
     assert CPU["networks"]["inside"] == {"internal": True}
     assert CPU["services"]["triton"]["networks"] == ["inside"]
 
@@ -95,7 +96,7 @@ def test_triton_starts_after_the_export_and_the_gateway_after_triton() -> None:
 def test_triton_serves_what_the_export_writes() -> None:
     command = last(stages(DOCKER / "triton.Dockerfile")[0], "CMD")
     assert command is not None
-    for document in (CPU, GPU):
+    for document in (CPU, GPU, TORCH):
         (output,) = (w.partition("=")[2] for w in document["services"]["export"]["command"] if "--output=" in w)
         assert f"--model-repository={output}" in command.words()
     assert "models:/models" in CPU["services"]["export"]["volumes"]
@@ -118,16 +119,24 @@ def test_triton_has_shared_memory_for_large_pictures() -> None:
     most = Settings().max_pixels * (3 + 3 * 4) + Settings().max_mask_pixels
     gigabytes = {
         name: int(each["services"]["triton"]["shm_size"].removesuffix("gb"))
-        for name, each in (("cpu", CPU), ("gpu", GPU))
+        for name, each in (("cpu", CPU), ("gpu", GPU), ("torch", TORCH))
     }
     assert all(size * 2**30 > most * Settings().max_running for size in gigabytes.values())
 
 
-def test_the_gpu_file_gives_the_gpu_to_whoever_builds_and_serves() -> None:
-    for name in ("export", "triton"):
-        (device,) = GPU["services"][name]["deploy"]["resources"]["reservations"]["devices"]
-        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    assert "deploy" not in GPU["services"]["gateway"]
+def test_the_gpu_goes_to_whoever_builds_engines_and_whoever_serves() -> None:
+    for document, names in ((GPU, {"export", "triton"}), (TORCH, {"triton"})):
+        assert {name for name, service in document["services"].items() if "deploy" in service} == names
+        for name in names:
+            (device,) = document["services"][name]["deploy"]["resources"]["reservations"]["devices"]
+            assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_the_torch_profiles_triton_is_built_with_a_torch_for_cuda_and_has_a_tag_of_its_own() -> None:
+    triton = TORCH["services"]["triton"]
+    assert triton["build"]["args"] == {"TORCH_INDEX": ""}, "the default index"
+    assert "TORCH_INDEX" in arguments(DOCKER / "triton.Dockerfile")
+    assert triton["image"] != CPU["services"]["triton"]["image"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

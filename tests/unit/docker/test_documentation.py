@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from multsd_gateway.settings import Settings
+from tests.benchmarks import tritons
+from tests.stand_in.pair import EVENTS, Reply
 from tests.unit.docker.files import DOCKER, DOCKERFILES, PYPROJECT, ROOT, SETTINGS, stages
+from tests.unit.docker.kustomize import KUBERNETES, build, containers, find, pods
 
 README = (DOCKER / "README.md").read_text()
 RUNBOOKS = (DOCKER / "runbooks.md").read_text()
+DEMO = build(KUBERNETES / "overlays" / "cpu-demo")
+SLACK_MS = 500  # of one request, on a machine with two cores
+GATEWAYS = "deployment/multsd-gateway"
 PAGES = pytest.mark.parametrize("text", [README, RUNBOOKS], ids=["README.md", "runbooks.md"])
 
 
@@ -22,7 +30,7 @@ def test_every_link_leads_somewhere(text: str) -> None:
     for link in links:
         path, _, anchor = link.partition("#")
         assert (DOCKER / path).exists(), link
-        assert not anchor or f"## {anchor}\n" in text.lower(), link
+        assert not anchor or f"## {anchor.replace('-', ' ')}\n" in text.lower(), link
 
 
 @PAGES
@@ -43,6 +51,88 @@ def test_every_build_command_has_its_file_and_target() -> None:
         targets = {stage[0].value.partition(" AS ")[2] for stage in stages(ROOT / file)}
         assert target in targets
         assert re.search(rf":{re.escape(PYPROJECT['project']['version'])}(-{target})?$", tag)
+
+
+def block(first_word: str) -> list[str]:
+    """The lines of the one block of commands that begins so."""
+    (found,) = re.findall(rf"```sh\n({re.escape(first_word)}.*?)```", README, flags=re.DOTALL)
+    return str(found).splitlines()
+
+
+def test_a_cluster_takes_ten_commands_and_a_picture_one_more() -> None:
+    registry, *commands = block("REGISTRY=")
+    assert registry.startswith("REGISTRY=")
+    assert len(commands) == 11
+    assert commands[-1].startswith("curl ")
+    built = [command.split() for command in commands if command.startswith("docker build")]
+    assert [words[-2:] for words in built] == [["--push", "."]] * 3
+
+
+@pytest.mark.parametrize("overlay", sorted(each.name for each in (DOCKER / "kubernetes" / "overlays").iterdir()))
+def test_the_command_that_names_the_registry_names_it_for_every_image(tmp_path: Path, overlay: str) -> None:
+    registry, *commands = block("REGISTRY=")
+    commands = [each.replace("cpu-demo", overlay) for each in commands]
+    if overlay != "cpu-demo":
+        commands = [
+            each.replace("--target cpu", "--target tensorrt").replace("-cpu ", "-tensorrt ") for each in commands
+        ]
+    (command,) = (each for each in commands if each.startswith("sed "))
+    shutil.copytree(DOCKER, tmp_path / "docker")
+    subprocess.run(["/bin/sh", "-ec", f"{registry}\n{command}"], cwd=tmp_path, check=True)
+    pushed = {re.findall(r"-t (\S+)", each)[0] for each in commands if each.startswith("docker build")}
+    if overlay == "gpu-object-storage":  # nothing is exported there
+        pushed = {each for each in pushed if "multsd-export" not in each}
+    name = registry.partition("=")[2].split()[0]
+    built = pods(build(tmp_path / "docker" / "kubernetes" / "overlays" / overlay)).values()
+    assert {container["image"] for pod in built for container in containers(pod)} == {
+        image.replace("$REGISTRY", name) for image in pushed
+    }
+
+
+def test_the_command_of_an_upgrade_gives_exporter_and_triton_the_new_release(tmp_path: Path) -> None:
+    command, apply, status = block("sed -i '/name: RELEASE/")
+    shutil.copytree(DOCKER, tmp_path / "docker")
+    subprocess.run(["/bin/sh", "-ec", command], cwd=tmp_path, check=True)
+    pod = pods(build(tmp_path / apply.split()[-1]))["multsd-triton"]
+    releases = [each["value"] for part in containers(pod) for each in part["env"] if each["name"] == "RELEASE"]
+    assert releases == ["2", "2"]
+    assert status.split()[-1] == "statefulset/multsd-triton"
+
+
+def test_tokens_are_changed_in_the_secret_that_gateways_mount_and_gateways_restarted() -> None:
+    change, *rest = block("kubectl -n multsd create secret generic multsd-tokens --from-file=tokens --dry-run")
+    (created,) = (each for each in block("REGISTRY=") if "create secret" in each)
+    assert change == f"{created} --dry-run=client -o yaml | kubectl apply -f -"
+    assert [line.split()[3:] for line in rest] == [["rollout", each, GATEWAYS] for each in ("restart", "status")]
+    (volume,) = (each for each in pods(DEMO)["multsd-gateway"]["volumes"] if "secret" in each)
+    assert f"generic {volume['secret']['secretName']} --from-file=tokens" in change
+
+
+def test_the_documented_rate_of_a_token_is_that_of_all_gateways_together() -> None:
+    replicas = find(DEMO, "Deployment", "multsd-gateway")["spec"]["replicas"]
+    assert "MULTSD_RATE_PER_MINUTE" not in find(DEMO, "ConfigMap", "multsd-gateway")["data"], "the default holds"
+    rate = Settings().rate_per_minute
+    assert (
+        f"`MULTSD_RATE_PER_MINUTE` ({rate:.0f}) and `MULTSD_RATE_BURST` are counted in each gateway by itself: with "
+        f"the {replicas} gateways of these manifests a token may ask for up to {replicas * rate:.0f} pictures a minute."
+    ) in " ".join(README.split())
+
+
+def test_the_table_of_two_tritons_is_one_that_the_benchmark_may_print() -> None:
+    (table,) = re.findall(r"^\| meanwhile \|.*?\n\n", README, flags=re.DOTALL | re.MULTILINE)
+    header, _, *lines = table.strip().splitlines()
+    names = [re.sub(r" (ms|after s)$", "", cell).replace(" ", "_") for cell in header.strip("| ").split(" | ")]
+    assert names == ["meanwhile", *tritons.summary([Reply(status=200, seconds=1)], left_out=0)]
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    assert [name for name, *_ in rows] == list(EVENTS)
+    for name, *cells in rows:
+        sent, failed, p50, p99, most, left_out = map(float, cells)
+        assert failed == 0, name
+        assert sent >= 2 * tritons.AROUND, "before the event and after it"
+        assert 1000 * tritons.MODEL_SECONDS <= p50 <= p99 <= most, name
+        assert most < 1000 * (tritons.MODEL_SECONDS + Settings().triton_silence_seconds) + SLACK_MS, name
+        assert (left_out == 0) == (name == next(iter(EVENTS))), "an event is noticed"
+        assert left_out < Settings().triton_silence_seconds, "within seconds"
 
 
 def test_each_file_of_the_folder_is_told_of() -> None:

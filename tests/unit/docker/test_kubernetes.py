@@ -15,8 +15,8 @@ from multsd_gateway.app import PATHS
 from multsd_gateway.settings import Settings
 from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, check_command, documents, last, program, stages
 from tests.unit.docker.kustomize import KUBERNETES, OVERLAYS, Object, build, containers, find, pods
+from tests.unit.docker.network import Peer, comes_in, goes_out
 
-DEPRECATED = {"bases", "commonLabels", "patchesStrategicMerge", "patchesJson6902", "vars", "imageTags"}
 NEWEST, OLDEST = "1.37", "1.27"  # Kubernetes that the manifests are held to
 IMAGES = ("triton", "gateway", "export")
 TRITON, GATEWAY = "multsd-triton", "multsd-gateway"
@@ -51,11 +51,11 @@ def test_there_are_the_overlays_that_the_documentation_names() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(KUBERNETES.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)
-def test_no_kustomization_uses_a_deprecated_field(path: Path) -> None:
+def test_every_file_beside_a_kustomization_is_part_of_it(path: Path) -> None:
     (described,) = documents(path)
-    assert not set(described) & DEPRECATED
-    listed = [*described["resources"], *(patch["path"] for patch in described.get("patches", ()))]
-    assert [each for each in listed if not (path.parent / each).exists()] == []
+    listed = {*described["resources"], *(patch["path"] for patch in described.get("patchesJson6902", ()))}
+    beside = {each.name for each in path.parent.iterdir()} - {"kustomization.yaml", "adapter-values.yaml"}
+    assert beside == listed
 
 
 @each_overlay
@@ -65,16 +65,18 @@ def test_kubectl_builds_what_this_projects_reader_builds(name: str) -> None:
         pytest.skip("kubectl is not installed")
     command = [kubectl, "kustomize", str(KUBERNETES / "overlays" / name)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "cannot unmarshal object into Go struct field Kustomization.patches" in ended.stderr:
-        pytest.skip("this kubectl is older than 1.21")
     assert ended.returncode == 0, ended.stderr
-    assert "deprecated" not in ended.stderr
     text = re.sub(rf"(name: {GATEWAY})-[a-z0-9]{{10}}$", r"\1", ended.stdout, flags=re.MULTILINE)
+    built = list(yaml.safe_load_all(text))
+    for each in built:
+        for empty in ("annotations", "labels"):  # which kubectl before 1.21 gives to generated ConfigMaps
+            if not each["metadata"].get(empty, True):
+                del each["metadata"][empty]
 
     def key(each: Object) -> tuple[str, str]:
         return each["kind"], each["metadata"]["name"]
 
-    assert sorted(yaml.safe_load_all(text), key=key) == sorted(overlay(name), key=key)
+    assert sorted(built, key=key) == sorted(overlay(name), key=key)
 
 
 @each_overlay
@@ -271,36 +273,147 @@ def test_ports_of_services_and_policies_are_ports_of_containers(name: str) -> No
         if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] in ports:
             used = {port["port"] for rule in each["spec"]["ingress"] for port in rule["ports"]}
             assert used <= ports[each["metadata"]["name"]]
-    (grpc,) = (port for port in triton_pod(name)["containers"][0]["ports"] if port["name"] == "grpc")
-    outgoing = find(overlay(name), "NetworkPolicy", GATEWAY)["spec"]["egress"][0]
-    assert outgoing["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": TRITON}}}]
-    assert [port["port"] for port in outgoing["ports"]] == [grpc["containerPort"]]
+
+
+NAME, PART = "app.kubernetes.io/name", "app.kubernetes.io/part-of"
+(PROMETHEUS_NAMESPACE,) = {
+    trigger["metadata"]["serverAddress"].removeprefix("http://").split(".")[1] for trigger in KEDA["triggers"]
+}
+OUTSIDE = Peer("", address="203.0.113.7")
+NAMES_SERVER = Peer("kube-system", {"k8s-app": "kube-dns"})
+NODES_CACHE = Peer("", address="169.254.20.10")  # of names, where a node has one
+STRANGERS = [
+    OUTSIDE,
+    NODES_CACHE,
+    NAMES_SERVER,
+    *(
+        Peer(namespace, {key: value for key, value in ((NAME, own), (PART, part)) if value})
+        for namespace in ("multsd", PROMETHEUS_NAMESPACE, "kube-system", "default")
+        for own in ("", TRITON, GATEWAY, "prometheus", "other")
+        for part in ("", "multsd")
+    ),
+]
+PORTS = [(port, protocol) for port in (53, 80, 443, 5000, 8000, 8001, 8002, 9090) for protocol in ("TCP", "UDP")]
+
+
+def policies_of(objects: list[Object]) -> list[Object]:
+    """All NetworkPolicies."""
+    return [each for each in objects if each["kind"] == "NetworkPolicy"]
+
+
+def own_pod(objects: list[Object], workload: str) -> Peer:
+    """A pod of a workload, with its labels and ports."""
+    (template,) = (
+        each["spec"]["template"]
+        for each in objects
+        if "template" in each.get("spec", {}) and each["metadata"]["name"] == workload
+    )
+    ports = {port["name"]: port["containerPort"] for each in template["spec"]["containers"] for port in each["ports"]}
+    return Peer("multsd", template["metadata"]["labels"], ports=ports)
+
+
+def who_reaches(objects: list[Object], workload: str) -> set[tuple[str, str, int, str]]:
+    """Namespace (else address) and name of whomever a workload's pods let in, with port and protocol.
+
+    Whatever the others' own policies say: those of other namespaces are not ours.
+    """
+    target = own_pod(objects, workload)
+    return {
+        (source.namespace or source.address, source.labels.get(NAME, ""), port, protocol)
+        for source in STRANGERS
+        for port, protocol in PORTS
+        if comes_in(policies_of(objects), source, target, port, protocol)
+    }
+
+
+def what_it_reaches(objects: list[Object], workload: str) -> set[tuple[str, str, int, str]]:
+    """Namespace (else address) and name of what a workload's pods may ask, with port and protocol."""
+    source = own_pod(objects, workload)
+    targets = [*STRANGERS, own_pod(objects, TRITON), own_pod(objects, GATEWAY)]
+    return {
+        (target.namespace or target.address, next(iter(target.labels.values()), ""), port, protocol)
+        for target in targets
+        for port, protocol in PORTS
+        if goes_out(policies_of(objects), source, target, port, protocol)
+    }
+
+
+TRITONS_CALLERS = {("multsd", GATEWAY, 8001, "TCP"), (PROMETHEUS_NAMESPACE, "prometheus", 8002, "TCP")}
+DNS = {
+    (*server, 53, each)
+    for server in (("kube-system", "kube-dns"), (NODES_CACHE.address, ""))
+    for each in ("TCP", "UDP")
+}
 
 
 @each_overlay
 def test_only_the_gateway_reaches_triton_and_prometheus_its_metrics(name: str) -> None:
-    objects = overlay(name)
-    everything = find(objects, "NetworkPolicy", "nothing")["spec"]
-    assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    triton = find(objects, "NetworkPolicy", TRITON)["spec"]
-    first, second = triton["ingress"]
-    assert first["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}}]
-    assert [port["port"] for port in first["ports"]] == ["grpc"]
-    assert [port["port"] for port in second["ports"]] == ["metrics"]
-    (address,) = {trigger["metadata"]["serverAddress"] for trigger in KEDA["triggers"]}
-    namespace = address.removeprefix("http://").split(".")[1]
-    (source,) = second["from"]
-    assert source["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
-    assert source["podSelector"]["matchLabels"], "and there Prometheus alone"
-    assert "egress" not in triton
-    others = [
-        each
-        for each in objects
-        if each["kind"] == "NetworkPolicy"
-        and each["spec"]["podSelector"] == triton["podSelector"]
-        and "ingress" in each["spec"]
-    ]
-    assert len(others) == 1, "policies add up"
+    assert who_reaches(overlay(name), TRITON) == TRITONS_CALLERS
+
+
+@each_overlay
+def test_the_gateway_reaches_triton_and_names_and_nothing_else(name: str) -> None:
+    assert what_it_reaches(overlay(name), GATEWAY) == {("multsd", TRITON, 8001, "TCP")} | DNS
+
+
+@each_overlay
+def test_triton_reaches_nothing_but_its_bucket(name: str) -> None:
+    reached = what_it_reaches(overlay(name), TRITON)
+    if name != "gpu-object-storage":
+        assert reached == set()
+        return
+    assert {(port, protocol) for *_, port, protocol in reached} == {(443, "TCP"), (53, "TCP"), (53, "UDP")}
+
+
+@each_overlay
+def test_everybody_who_reaches_the_cluster_reaches_the_gateway_at_one_port(name: str) -> None:
+    assert {(port, protocol) for *_, port, protocol in who_reaches(overlay(name), GATEWAY)} == {(5000, "TCP")}
+    assert (OUTSIDE.address, "", 5000, "TCP") in who_reaches(overlay(name), GATEWAY), "an address outside, too"
+
+
+@each_overlay
+def test_a_pod_that_no_policy_names_is_closed(name: str) -> None:
+    stranger = Peer("multsd", {"a": "b"})
+    assert not any(comes_in(policies_of(overlay(name)), OUTSIDE, stranger, *port) for port in PORTS)
+    assert not any(goes_out(policies_of(overlay(name)), stranger, OUTSIDE, *port) for port in PORTS)
+
+
+def policy(selector: Object, **rules: list[Object]) -> Object:
+    """A NetworkPolicy of the namespace."""
+    return {
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "another", "namespace": "multsd"},
+        "spec": {"podSelector": selector, "policyTypes": [each.title() for each in rules], **rules},
+    }
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        policy({"matchLabels": {PART: "multsd"}}, ingress=[{}]),
+        policy({}, ingress=[{"from": [{"podSelector": {}}]}]),
+        policy({}, ingress=[{"from": [{"namespaceSelector": {}}], "ports": [{"port": 8000, "endPort": 8002}]}]),
+        policy({"matchExpressions": [{"key": NAME, "operator": "In", "values": [TRITON]}]}, ingress=[{"from": []}]),
+        policy(
+            {"matchExpressions": [{"key": NAME, "operator": "NotIn", "values": [GATEWAY]}]},
+            ingress=[{"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": "grpc"}]}],
+        ),
+        policy({"matchExpressions": [{"key": PART, "operator": "Exists"}]}, ingress=[{"ports": [{"port": "metrics"}]}]),
+    ],
+)
+def test_a_policy_that_opens_triton_is_noticed_however_it_selects(opening: Object) -> None:
+    """Policies add up, and one never takes away what another gives."""
+    assert who_reaches([*overlay("cpu-demo"), opening], TRITON) > TRITONS_CALLERS
+
+
+def test_a_policy_that_opens_the_gateways_way_out_is_noticed() -> None:
+    opened = [*overlay("cpu-demo"), policy({"matchLabels": {NAME: GATEWAY}}, egress=[{}])]
+    assert (OUTSIDE.address, "", 443, "TCP") in what_it_reaches(opened, GATEWAY)
+
+
+def test_a_policy_that_selects_nothing_here_changes_nothing() -> None:
+    elsewhere = policy({"matchExpressions": [{"key": NAME, "operator": "DoesNotExist"}]}, ingress=[{}], egress=[{}])
+    assert who_reaches([*overlay("cpu-demo"), elsewhere], TRITON) == TRITONS_CALLERS
 
 
 @each_overlay
@@ -351,6 +464,30 @@ def test_an_init_container_composes_what_triton_serves(name: str) -> None:
 
 
 GPU = [name for name in OVERLAYS if name != "cpu-demo"]
+
+
+def arguments_of_release(container: Object, release: str) -> list[str]:
+    """A container's arguments, filled in as Kubernetes does, were its RELEASE another. The rest stays as it is."""
+    values = {each["name"]: each.get("value", "") for each in container["env"]} | {"RELEASE": release}
+    return [re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], word) for word in container["args"]]
+
+
+@pytest.mark.parametrize("name", [name for name in GPU if name != "gpu-object-storage"])
+def test_a_release_shares_neither_checkpoint_nor_engines_with_another(name: str) -> None:
+    """Else `kubectl rollout undo` would build the old release again, from the new weights."""
+    pod = triton_pod(name)
+    (export,) = pod["initContainers"]
+    (triton,) = pod["containers"]
+    old, new = (dict(word[2:].split("=") for word in arguments_of_release(export, each)) for each in ("1", "2"))
+    for option in ("checkpoint", "output", "work-dir"):
+        assert not Path(old[option]).is_relative_to(new[option]), option
+        assert not Path(new[option]).is_relative_to(old[option]), option
+    for release, words in (("1", old), ("2", new)):
+        assert f"--model-repository={words['output']}" in arguments_of_release(triton, release)
+        assert words["checkpoint"] == f"/checkpoint/{release}"
+    assert "/checkpoint" in {mount["mountPath"] for mount in export["volumeMounts"]}
+    releases = {each["value"] for part in (export, triton) for each in part["env"] if each["name"] == "RELEASE"}
+    assert len(releases) == 1, "what is built is what is served"
 
 
 @pytest.mark.parametrize("name", GPU)

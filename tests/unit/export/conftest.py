@@ -10,7 +10,7 @@ import pytest
 
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU, Precision
-from tests.small_checkpoints import STRUCTURES, write_small_checkpoint, write_tokenizer
+from tests.small_checkpoints import STRUCTURES, kept_onnx, write_small_checkpoint, write_tokenizer
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 WINDOW = 16
@@ -117,7 +117,7 @@ def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export_family(small_checkpoints: Path, structure: str, precision: Precision) -> Family:
     """Composed beside the checkpoint."""
     folder = small_checkpoints / f"{structure}-{precision}"
-    work_dir = folder.with_name(f"{folder.name}-work")
+    work_dir = kept_onnx(structure)
     options = Options(small_checkpoints / structure, folder, REPOSITORY, work_dir, CPU, precision=precision)
     assert export(options, quiet)
     return Family(structure, options)

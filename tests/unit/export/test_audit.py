@@ -15,6 +15,7 @@ from multsd_export.audit import audit_model, check_audit, trt_list
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.contract import parse_config
 from multsd_export.errors import AuditError
+from multsd_export.modules import Wrapper
 from multsd_export.networks import Inputs, Network
 from multsd_export.precision import NORMALISATIONS
 from multsd_export.profiles import Precision
@@ -109,11 +110,11 @@ def test_the_list_is_onnx_tensorrts_with_its_source() -> None:
     assert len(stored["ops"]) > 150
 
 
-class Determinant(torch.nn.Module):
+class Determinant(Wrapper):
     """x: (B, 3, 3) -> y: (B), by an operator that TensorRT does not have."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(None)
         self.scale = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -130,6 +131,7 @@ DETERMINANT = Network(
     component="net",
     inputs={"x": {0: "batch"}},
     outputs=("y",),
+    wrapper=Determinant,
     load=lambda _dtype: Determinant().eval(),
     draw=draw,
     batched=False,

@@ -23,6 +23,15 @@ def set_value(file: str, key: str, value: Any) -> Edit:
     return edit
 
 
+def drop_value(file: str, key: str) -> Edit:
+    def edit(folder: Path) -> None:
+        values = json.loads((folder / file).read_text())
+        values.pop(key)
+        (folder / file).write_text(json.dumps(values))
+
+    return edit
+
+
 def remove(file: str) -> Edit:
     return lambda folder: (folder / file).unlink()
 
@@ -113,6 +122,16 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
         (set_value("text_encoder/config.json", "model_type", "t5"), "text_encoder: model_type is 't5'"),
         (set_value("scheduler/scheduler_config.json", "prediction_type", "sample"), "prediction_type is 'sample'"),
         (set_value("scheduler/scheduler_config.json", "thresholding", True), "thresholding is True"),
+        (
+            set_value("scheduler/scheduler_config.json", "_class_name", "FlowMatchEulerDiscreteScheduler"),
+            "scheduler: _class_name is 'FlowMatchEulerDiscreteScheduler'; supported: 'DDIMScheduler'",
+        ),
+        (set_value("scheduler/scheduler_config.json", "_class_name", "EDMEulerScheduler"), "is 'EDMEulerScheduler'"),
+        (set_value("scheduler/scheduler_config.json", "beta_schedule", "nonsense"), "beta_schedule is 'nonsense'"),
+        (set_value("scheduler/scheduler_config.json", "timestep_spacing", "weird"), "timestep_spacing is 'weird'"),
+        (set_value("scheduler/scheduler_config.json", "use_flow_sigmas", True), "use_flow_sigmas is True"),
+        (set_value("scheduler/scheduler_config.json", "variance_type", "learned_range"), "variance_type is 'learned_"),
+        (drop_value("scheduler/scheduler_config.json", "beta_end"), "beta_start and beta_end are given is False"),
         (remove("model_index.json"), "model_index.json is missing"),
         (remove("unet/config.json"), "unet/config.json is missing"),
         (write("vae/config.json", "{"), "vae/config.json is not valid JSON"),

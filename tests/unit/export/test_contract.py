@@ -7,7 +7,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from multsd_export.contract import check_graph, family_contract, merge_config, parse_config, read_config, write_config
+from multsd_export.contract import (
+    check_tensors,
+    family_contract,
+    graph_tensors,
+    merge_config,
+    parse_config,
+    read_config,
+    write_config,
+)
 from multsd_export.errors import ContractError, RepositoryError
 
 CONTRACT = """
@@ -29,7 +37,7 @@ def write_graph(file: Path, inputs: list[Tensor], outputs: list[Tensor]) -> None
 
 def test_a_graph_that_keeps_the_contract_passes(tmp_path: Path) -> None:
     write_graph(tmp_path / "model.onnx", [X, T], [Y])
-    check_graph(tmp_path / "model.onnx", parse_config(CONTRACT))
+    check_tensors(graph_tensors(tmp_path / "model.onnx"), parse_config(CONTRACT))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,8 @@ def test_a_graph_that_keeps_the_contract_passes(tmp_path: Path) -> None:
         ([("sample", *X[1:]), T], [Y], r"net: inputs are \['sample', 't'\], config.pbtxt says \['t', 'x'\]"),
         ([X], [Y], r"net: inputs are \['x'\]"),
         ([X, T], [Y, ("z", *Y[1:])], r"net: outputs are \['y', 'z'\]"),
-        ([("x", TensorProto.FLOAT16, X[2]), T], [Y], "input x has type FLOAT16, config.pbtxt says TYPE_FP32"),
+        ([("x", TensorProto.FLOAT16, X[2]), T], [Y], "input x has type TYPE_FP16, config.pbtxt says TYPE_FP32"),
+        ([("x", TensorProto.DOUBLE, X[2]), T], [Y], "input x has type DOUBLE, config.pbtxt says TYPE_FP32"),
         ([("x", X[1], ["batch", 3, 8]), T], [Y], r"input x has dims \[-1, 3, 8\], config.pbtxt says \[-1, 4, -1\]"),
         ([("x", X[1], ["batch", 4]), T], [Y], r"input x has dims \[-1, 4\]"),
         ([X, ("t", T[1], ["batch", 1])], [Y], r"input t has dims \[-1, 1\], config.pbtxt says \[-1\]"),
@@ -51,7 +60,7 @@ def test_a_graph_that_breaks_the_contract_is_refused_by_name(
 ) -> None:
     write_graph(tmp_path / "model.onnx", inputs, outputs)
     with pytest.raises(ContractError, match=message):
-        check_graph(tmp_path / "model.onnx", parse_config(CONTRACT))
+        check_tensors(graph_tensors(tmp_path / "model.onnx"), parse_config(CONTRACT))
 
 
 def test_settings_are_merged_as_messages_and_the_contract_is_left_alone() -> None:

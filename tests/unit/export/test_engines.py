@@ -291,7 +291,7 @@ def test_a_manifest_of_another_format_is_refused(exported: Exported, tmp_path: P
     (output / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
     result = CliRunner().invoke(app, ["check-engines", str(output)])
     assert result.exit_code == 1
-    assert "the manifest's format is 1, expected 2; compose it again." in result.output
+    assert "the manifest's format is 1, expected 3; compose it again." in result.output
 
 
 class Parser:

@@ -1,6 +1,7 @@
 """Every supported structure: found in its configs, exported, and one contract from config.pbtxt to the manifest."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def declared(tensors: Any, batched: bool) -> list[dict[str, Any]]:
     ]
 
 
-def agrees(contract: list[dict[str, Any]], graph: list[dict[str, Any]]) -> bool:
+def agrees(contract: list[dict[str, Any]], graph: Sequence[Mapping[str, Any]]) -> bool:
     """Equal, where the contract's -1 stands for any dimension."""
     return len(contract) == len(graph) and all(
         (a["name"], a["data_type"], len(a["dims"])) == (b["name"], b["data_type"], len(b["dims"]))
@@ -197,6 +198,19 @@ def test_half_precision_is_near_full_and_every_node_is_taken(half_family: Family
         half = manifest["networks"][name]["precision"] == "fp16"
         assert parity["relative_error"] < (1e-2 if half else 1e-4)
         assert manifest["audit"][name]["findings"] == []
+
+
+def test_attention_is_computed_in_full_where_the_unets_config_asks_for_it(half_family: Family) -> None:
+    model = onnx.load(half_family.options.output / "unet" / "1" / "model.onnx")
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    sources = {output: node for node in model.graph.node for output in node.output}
+    scores = [sources[node.input[0]] for node in model.graph.node if node.op_type == "Softmax"]
+    upcast = half_family.structure == "sd2_768"
+    assert STRUCTURES[half_family.structure].unet.get("upcast_attention", False) is upcast
+    assert {node.op_type for node in scores} == {"MatMul"}, "nothing is rounded between product and softmax"
+    element = onnx.TensorProto.FLOAT if upcast else onnx.TensorProto.FLOAT16
+    assert {types[node.output[0]] for node in scores} == {element}
+    assert {types[name] for node in scores for name in node.input} == {element}
 
 
 @pytest.mark.parametrize("operator", ["InstanceNormalization", "LayerNormalization"])

@@ -76,7 +76,7 @@ def test_every_model_is_there_with_contract_and_settings_merged(exported: Export
 def test_every_network_has_its_graph_and_the_runner(exported: Exported) -> None:
     for name in NETWORK_NAMES:
         files = {path.name for path in (exported.options.output / name / "1").iterdir()}
-        assert files == {"model.onnx", "model.py"}
+        assert files == {"model.onnx", "model.py", "rows.py", "triton_requests.py"}
 
 
 def test_the_orchestrators_code_is_copied(exported: Exported) -> None:

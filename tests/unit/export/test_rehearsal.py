@@ -13,6 +13,7 @@ import multsd_export
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.errors import ExportError
 from multsd_export.networks import networks_of
+from multsd_export.rehearsal.__main__ import empty_folder
 from multsd_export.rehearsal.configs import NOISE, PUBLISHED, Published
 from multsd_export.rehearsal.measure import Measured, run_measured
 from multsd_export.rehearsal.random_checkpoint import write_random_checkpoint
@@ -99,3 +100,18 @@ def test_a_row_of_the_table_says_what_was_measured() -> None:
         "| `unet` | fp32 | 859.5 M | 3.00 GiB | 62 s | 2.00 GiB | 1823 | 2.7e-06 |",
         "| composition | fp32 |  | 0.00 GiB | 2 s | 0.00 GiB |  |  |",
     ]
+
+
+def test_a_rehearsal_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "rehearsal"
+    empty_folder(folder)
+    (folder / "checkpoint").mkdir()
+    empty_folder(folder)
+    assert not (folder / "checkpoint").exists()
+
+    (tmp_path / "letters").mkdir()
+    letter = tmp_path / "letters" / "letter.txt"
+    letter.touch()
+    with pytest.raises(ExportError, match="expected an earlier rehearsal or an empty folder"):
+        empty_folder(tmp_path / "letters")
+    assert letter.exists()

@@ -16,11 +16,12 @@ from multsd_export.checkpoint import read_checkpoint
 from multsd_export.cli import app
 from multsd_export.engines.machine import Machine
 from multsd_export.errors import ServerError
+from multsd_export.modules import Wrapper
 from multsd_export.networks import Network, networks_of
 from multsd_export.profiles import Precision
-from multsd_export.verify import run
+from multsd_export.verify import networks, run
 from multsd_export.verify.networks import Served, network_batches, verify_network
-from multsd_export.verify.picture import psnr
+from multsd_export.verify.picture import psnr, verify_graphs_picture
 from multsd_export.verify.report import Check, Report
 from multsd_export.verify.run import Verification
 from multsd_export.verify.server import Server
@@ -34,8 +35,11 @@ TORCH, CONSISTENT, ROWS = (
 )
 
 
-class Doubling(torch.nn.Module):
+class Doubling(Wrapper):
     """What the network computes in torch."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         return sample * 2
@@ -97,6 +101,7 @@ NETWORK = Network(
     component="network",
     inputs={"sample": {0: "batch"}},
     outputs=("out_sample",),
+    wrapper=Doubling,
     load=lambda _dtype: Doubling(),
     draw=lambda generator: iter([(torch.rand(BATCH, 3, generator=generator),)]),
     batched=True,
@@ -110,7 +115,7 @@ def failures(server: Server) -> set[str]:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
     checks, speeds = verify_network(Served(NETWORK, Doubling(), torch.device("cpu"), server, BATCH), [rows])
     assert [speed.batch_size for speed in speeds] == ([] if isinstance(server, Down) else [1, 2, 3, 4])
-    return {check.name for check in checks if not check.passed}
+    return {check.name for check in checks if check.passed is False}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,91 @@ def failures(server: Server) -> set[str]:
 )
 def test_each_fault_fails_the_check_that_is_meant_for_it(server: Server, found: set[str]) -> None:
     assert failures(server) == found
+
+
+class StaleGraphOfThreeRows(DoublingServer):
+    """As Triton where one batch size's CUDA graph is not given its input."""
+
+    stale: Array | None = None
+
+    def answer(self, sample: Array) -> Array:
+        if len(sample) != 3:
+            return sample * 2
+        self.stale = sample * 2 if self.stale is None else self.stale
+        return self.stale
+
+
+class ForgetsTheFirst(DoublingServer):
+    """Right for A, B, A of one size after the other, wrong when A comes once more after all of it."""
+
+    def answer(self, sample: Array) -> Array:
+        return sample * (2 if self.calls <= 6 else 3)
+
+
+def consistency(server: Server, *, cuda_graphs: bool) -> Check:
+    rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
+    served = Served(NETWORK, Doubling(), torch.device("cpu"), server, BATCH, cuda_graphs)
+    (check,) = (each for each in verify_network(served, [rows])[0] if each.name == CONSISTENT)
+    return check
+
+
+def test_with_cuda_graphs_every_batch_size_is_asked_for_its_previous_result() -> None:
+    check = consistency(StaleGraphOfThreeRows(), cuda_graphs=True)
+    assert (check.subject, check.passed) == ("network, CUDA graphs", False)
+    assert check.detail == "B is answered with A's result (batch of 3)"
+    assert consistency(DoublingServer(), cuda_graphs=True).passed
+
+
+def test_a_is_asked_once_more_after_everything_else() -> None:
+    rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
+    served = Served(NETWORK, Doubling(), torch.device("cpu"), ForgetsTheFirst(), BATCH)
+    check = networks._consistent(served, [rows])
+    assert (check.passed, check.detail) == (False, "A's last answer differs (batch of 1)")
+
+
+class Serving(DoublingServer):
+    """What a server says of itself, and how it paints."""
+
+    def __init__(self, *, digest: str = "sha256:1", graphs: bool = False, brightness: float = 1.0) -> None:
+        super().__init__()
+        self.digest, self.graphs, self.brightness = digest, graphs, brightness
+
+    def parameter(self, model: str, key: str) -> str:  # noqa: ARG002
+        return self.digest
+
+    def replays_cuda_graphs(self, model: str) -> bool:  # noqa: ARG002
+        return self.graphs
+
+    def infer(self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:  # noqa: ARG002
+        value = np.float32(len(inputs["prompt"][1]) * self.brightness)
+        latents, image = np.full((4, 2, 3), value), np.full((16, 24, 3), value, np.uint8)
+        return {"latents": latents, "image": image}
+
+
+@pytest.mark.parametrize(
+    ("device", "graphs", "passed", "detail"),
+    [
+        ("cpu", [], None, "not applicable, the networks run on the processor"),
+        ("gpu", [], None, "no server was named (--graphs-url)"),
+        ("gpu", [Serving(graphs=True)], True, "the same checkpoint"),
+        ("gpu", [Serving(graphs=False)], False, "without: --model-config-name=cuda_graphs is missing"),
+        ("gpu", [Serving(graphs=True, digest="sha256:2")], False, "another checkpoint"),
+    ],
+    ids=["cpu", "not named", "right", "without", "another"],
+)
+def test_a_report_says_what_is_known_of_cuda_graphs(
+    device: str, graphs: list[Server], passed: bool | None, detail: str
+) -> None:
+    (check,) = run._graphs_checks({"device": device, "checkpoint": {"digest": "sha256:1"}}, graphs)
+    assert (check.passed, check.detail) == (passed, detail)
+
+
+def test_a_picture_with_cuda_graphs_is_held_to_the_one_without() -> None:
+    right = verify_graphs_picture(Serving(), Serving(graphs=True), NETWORK, 16, 3)
+    assert [check.passed for check in right] == [True, True]
+    wrong = verify_graphs_picture(Serving(), Serving(graphs=True, brightness=1.1), NETWORK, 16, 3)
+    assert {check.name for check in wrong if not check.passed} == {"has the latents of the server without"}
+    assert {check.subject for check in (*right, *wrong)} == {"picture, CUDA graphs"}
 
 
 def engines_check(checkpoint_folder: Path) -> Check:
@@ -154,8 +244,8 @@ def test_engines_are_not_compared_where_tensorrts_package_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     check = engines_check(checkpoint_folder)
-    assert check.passed
-    assert check.detail.startswith("not compared")
+    assert check.passed is None
+    assert check.detail == "TensorRT's package is not here; Triton has loaded them"
 
 
 def test_inputs_fill_a_batch_and_a_vaes_pictures_stay_within_its_engine(checkpoint_folder: Path) -> None:
@@ -183,7 +273,12 @@ def test_the_verdict_names_every_check_that_failed() -> None:
 
 
 def test_a_report_without_checks_has_not_passed() -> None:
+    skipped = Check("repository", "is fast", None, "no clock")
     assert not Report({}).passed
+    assert not Report({}, [skipped]).passed
+    passed = Report({}, [skipped, Check("unet", "is right", True, "0")])
+    assert passed.passed
+    assert passed.verdict() == "passed: 1 checks; 1 not looked at: repository: is fast: no clock"
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -83,6 +83,9 @@ class FakePainter:
             raise self.error
         return self.description
 
+    def samplers(self) -> tuple[str, ...] | None:
+        return self.description.samplers or None
+
     async def close(self) -> None:
         self.closed = True
 

@@ -15,6 +15,7 @@ from PIL import Image
 from multsd_client.tensors import Preview, Progress, Queued
 from multsd_gateway import documentation
 from multsd_gateway.app import create_app
+from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.errors import ModelUnavailableError
 from multsd_gateway.schema import MultsdRequest
 from tests.unit.gateway.fakes import FakePainter, ask, mask_base64, post, seed_request, settings
@@ -324,6 +325,43 @@ def test_openapi_describes_every_field_and_every_status() -> None:
     assert all(reply["content"]["application/json"]["example"]["message"] for reply in errors)
     assert document["openapi"].startswith("3.1")
     assert "422" not in operation["responses"]
+
+
+def test_openapi_tells_the_headers_that_are_sent_and_shows_whole_replies() -> None:
+    app = create_app(settings(triton_metrics_url=""), FakePainter())
+    paths = app.openapi()["paths"]
+    replies = [
+        reply for each in paths.values() for operation in each.values() for reply in operation["responses"].items()
+    ]
+    assert all(reply["headers"]["X-Request-Id"]["required"] for _, reply in replies)
+    painted = paths["/multsd"]["post"]["responses"]["200"]
+    reply = ask(app, "POST", "/multsd", json=seed_request(sede=1), headers={"Accept": "image/png"})
+    own = {name for name in map(str.lower, painted["headers"]) if name in reply.headers}
+    assert own == {"x-request-id", "server-timing", "x-multsd-seed", "x-multsd-warnings"}
+    documentation.PictureReply.model_validate(painted["content"]["application/json"]["example"], strict=True)
+    limits = paths["/limits"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    assert limits.keys() == ask(app, "GET", "/limits").json().keys()
+    assert limits["checkpoint"].keys() == {"name", "digest", "family"}
+
+
+def test_openapi_names_the_samplers() -> None:
+    operation = create_app(settings(), FakePainter()).openapi()["paths"]["/multsd"]["post"]
+    scheduler = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]["scheduler"]
+
+    assert scheduler["examples"] == list(SAMPLERS)
+    assert all(name in scheduler["description"] for name in SAMPLERS)
+
+
+def test_openapi_has_an_example_of_every_replys_field_and_every_limit() -> None:
+    app = create_app(settings(), FakePainter())
+    schemas = app.openapi()["components"]["schemas"]
+    fields = {(name, field): about for name, each in schemas.items() for field, about in each["properties"].items()}
+    assert [key for key, about in fields.items() if "examples" not in about and "$ref" not in about] == []
+    assert fields["LimitsReply", "checkpoint"] == {"$ref": "#/components/schemas/CheckpointNote"}
+    for name in ("PictureReply", "ErrorReply", "ReadyReply", "NotReadyReply", "CheckpointNote", "Note"):
+        example = {field: about["examples"][0] for field, about in schemas[name]["properties"].items()}
+        getattr(documentation, name).model_validate(example, strict=True)
+    assert fields["LimitsReply", "limits"]["examples"] == [ask(app, "GET", "/limits").json()["limits"]]
 
 
 def test_replies_are_what_openapi_says_and_its_example_works() -> None:

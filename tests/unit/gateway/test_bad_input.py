@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import struct
 import zlib
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.unit.gateway.fakes import FakePainter, image_base64, mask_base64, post, seed_request
+from multsd_gateway.app import create_app
+from multsd_gateway.inference import ModelDescription
+from tests.unit.gateway.fakes import FakePainter, ask, image_base64, mask_base64, post, seed_request, settings
 
 PNG = base64.b64decode(mask_base64())
 
@@ -295,7 +298,7 @@ FIELDS: dict[str, tuple[Any, str, str]] = {
     "a bomb by its header": (
         seed_request(masks=[_base64(_png_header(60000, 60000))]),
         "masks[0]",
-        "expected an image of at most 16777216 pixels, found far more",
+        "expected an image of at most 16777216 pixels, found 3600000000",
     ),
     "suspicious by its header": (
         seed_request(masks=[_base64(_png_header(10000, 10000))]),
@@ -326,11 +329,11 @@ FIELDS: dict[str, tuple[Any, str, str]] = {
     "not JSON": (b"{bg_prompt: 1}", "body", "expected JSON, found an error at line 1 column 2"),
     "empty body": (b"", "body", "expected JSON, found an error at line 1 column 1"),
     "not an object": (b'["a"]', "body", "expected a JSON object, found a list of 1"),
-    "NaN": (_raw("width", "NaN"), "body", "expected finite numbers, found NaN"),
-    "Infinity": (_raw("width", "-Infinity"), "body", "expected finite numbers, found -Infinity"),
+    "NaN": (_raw("width", "NaN"), "width", "expected a whole number, found NaN"),
+    "Infinity": (_raw("guidance_scale", "-Infinity"), "guidance_scale", "expected a finite number, found -Infinity"),
     "100 000 brackets": (b"[" * 100_000, "body", "expected at most 16 nested lists and objects, found more"),
     "100 000 objects": (b'{"a":' * 100_000, "body", "expected at most 16 nested lists and objects, found more"),
-    "very many lists": (b'{"a":[' + b"[]," * 20_000, "body", "expected at most 10000 lists and objects, found more"),
+    "very many lists": (b'{"a":[' + b"[]," * 50_000, "body", "expected at most 42000 lists and objects, found more"),
     "invalid UTF-8": (b'{"bg_prompt": "\xff"}', "body", "expected UTF-8, found byte 0xff at position 15"),
     "ten thousand digits": (_raw("width", "9" * 10_000), "body", "expected JSON, found Exceeds the limit"),
     "a name twice": (b'{"width": 64, "width": 65}', "width", "expected once, found more than once"),
@@ -370,7 +373,42 @@ def test_bad_input_to_the_stream_is_an_ordinary_400() -> None:
 def test_every_fault_is_told_at_once() -> None:
     reply = post(seed_request(width="x", height="y", seed=-1))
 
-    assert [note["field"] for note in reply.json()["errors"]] == ["width", "height"]
+    assert [note["field"] for note in reply.json()["errors"]] == ["width", "height", "seed"]
+
+
+def _faults(body: dict[str, Any], *, query: str = "", painter: FakePainter | None = None) -> list[str]:
+    reply = post(body, path=f"/multsd{query}", painter=painter)
+    assert reply.status_code == 400
+    return [note["field"] for note in reply.json()["errors"]]
+
+
+def test_a_field_that_cannot_be_read_hides_no_other_fault() -> None:
+    assert _faults({"guidance_scale": "nan", "quality": 0, "view_stride": 0}) == [
+        "bg_prompt",
+        "guidance_scale",
+        "view_stride",
+        "quality",
+    ]
+    assert _faults(seed_request(sede=1, seed=-1, width="x"), query="?strict=1") == ["sede", "width", "seed"]
+
+
+@pytest.mark.parametrize("name", ["fg_prompt", "masks", "fg_nprompt"])
+def test_a_list_that_cannot_be_read_is_not_counted(name: str) -> None:
+    assert _faults(seed_request(**{name: "x"})) == [name]
+
+
+@pytest.mark.parametrize("name", ["width", "height"])
+def test_a_side_that_cannot_be_read_makes_no_area(name: str) -> None:
+    assert _faults(seed_request(width=8192, height=8192) | {name: "x"}) == [name]
+
+
+def test_an_unknown_scheduler_is_told_with_the_rest_where_the_model_named_its_own() -> None:
+    painter = FakePainter(description=ModelDescription(frozenset(), {"samplers": "ddim, euler"}))
+
+    assert _faults(seed_request(scheduler="elder", seed=-1), painter=painter) == ["scheduler", "seed"]
+    assert _faults(seed_request(scheduler="elder", seed=-1)) == ["seed"]
+    assert painter.requests == []
+    assert post(seed_request(scheduler="euler"), painter=painter).status_code == 200
     reply = post(seed_request(width=1, height=1, ddim_steps=0, masks=[]))
     assert [note["field"] for note in reply.json()["errors"]] == ["masks", "width", "height", "ddim_steps"]
 
@@ -382,3 +420,12 @@ def test_unknown_fields_are_errors_when_strict() -> None:
     assert reply.json()["errors"] == [
         {"field": "widht", "message": 'unknown field, not used; did you mean "width"?'},
     ]
+
+
+def test_a_compressed_body_is_refused_by_name() -> None:
+    app = create_app(settings(), FakePainter())
+
+    reply = ask(app, "POST", "/multsd", content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+
+    assert reply.status_code == 400
+    assert reply.json()["errors"] == [{"field": "body", "message": "expected no Content-Encoding, found gzip"}]

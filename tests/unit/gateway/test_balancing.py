@@ -11,6 +11,7 @@ import pytest
 from multsd_client.tensors import ModelRequest, Picture, Progress, Queued, Update
 from multsd_gateway.balancing import BalancedPainter, Endpoint
 from multsd_gateway.errors import InvalidRequestError, ModelFailedError, ModelUnavailableError
+from multsd_gateway.inference import ModelDescription
 from tests.unit.gateway.fakes import FakePainter
 
 REQUEST = ModelRequest(prompts=("a",), height=2, width=3, num_inference_steps=2)
@@ -141,6 +142,65 @@ def test_one_that_is_not_ready_or_hangs_gets_no_request_until_it_is_back(fault: 
         assert (len(broken.requests), len(good.requests)) == (1, 4)
 
     _with([broken, good], use, probe=0.05)
+
+
+FULL, AWAY = ModelUnavailableError("queue full", retry_after=9), ModelUnavailableError("connection refused")
+
+
+@pytest.mark.parametrize("errors", [(FULL, AWAY), (AWAY, FULL), (ModelUnavailableError("full", retry_after=30), FULL)])
+def test_a_full_model_tells_more_than_one_that_is_away(errors: tuple[ModelUnavailableError, ...]) -> None:
+    fakes = [FakePainter(error=error) for error in errors]
+
+    async def use(painter: BalancedPainter) -> ModelUnavailableError:
+        with pytest.raises(ModelUnavailableError) as caught:
+            await _paint(painter)
+        return caught.value
+
+    error = _with(fakes, use)
+    assert (str(error), error.retry_after) == ("queue full", 9)
+    assert [len(fake.requests) for fake in fakes] == [1, 1]
+
+
+def test_one_known_to_be_away_is_not_tried_while_another_is_ready() -> None:
+    fakes = [FakePainter(error=FULL), FakePainter(error=AWAY, not_ready=["multidiffusion"])]
+
+    async def use(painter: BalancedPainter) -> ModelUnavailableError:
+        painter.endpoints[1].ready = False
+        with pytest.raises(ModelUnavailableError) as caught:
+            await _paint(painter)
+        return caught.value
+
+    error = _with(fakes, use)
+    assert (str(error), error.retry_after) == ("queue full", 9)
+    assert [len(fake.requests) for fake in fakes] == [1, 0]
+
+
+def test_where_none_is_ready_any_may_be_back() -> None:
+    fakes = [FakePainter(), FakePainter()]
+
+    async def use(painter: BalancedPainter) -> None:
+        for endpoint in painter.endpoints:
+            endpoint.ready = False
+        await _paint(painter)
+
+    _with(fakes, use)
+    assert sum(len(fake.requests) for fake in fakes) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        (("ddim,euler", "ddim,lcm"), ("ddim", "euler", "lcm")),
+        (("ddim", ""), None),  # whoever does not tell may have any
+    ],
+)
+def test_samplers_are_those_of_all_tritons_together(told: tuple[str, str], known: tuple[str, ...] | None) -> None:
+    fakes = [FakePainter(description=ModelDescription(frozenset(), {"samplers": names})) for names in told]
+
+    async def use(painter: BalancedPainter) -> tuple[str, ...] | None:
+        return painter.samplers()
+
+    assert _with(fakes, use) == known
 
 
 def test_the_service_is_ready_where_one_triton_is() -> None:

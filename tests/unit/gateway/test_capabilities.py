@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from multsd_gateway import documentation
 from multsd_gateway.app import create_app
+from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.errors import ModelUnavailableError
 from multsd_gateway.inference import ModelDescription
 from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_lower_of_setting_and_model_holds() -> None:
@@ -34,6 +39,22 @@ def test_the_checkpoint_is_the_models_own_or_the_last_pictures_or_unknown() -> N
     told = {"checkpoint_name": "sd", "checkpoint_digest": "sha256:1", "checkpoint_family": "sd1"}
     app = create_app(settings(), FakePainter(description=ModelDescription(frozenset(), told)))
     assert ask(app, "GET", "/limits").json()["checkpoint"] == {"name": "sd", "digest": "sha256:1", "family": "sd1"}
+
+
+def test_the_samplers_are_those_that_the_model_names_or_else_all_that_are_known() -> None:
+    def told(**parameters: str) -> list[str]:
+        description = ModelDescription(frozenset(), parameters)
+        reply = ask(create_app(settings(), FakePainter(description=description)), "GET", "/limits").json()
+        assert reply["defaults"]["scheduler"] == reply["schedulers"][0]
+        return list(reply["schedulers"])
+
+    assert told(samplers="unipc, ddim") == ["unipc", "ddim"]
+    assert told() == list(SAMPLERS)
+
+
+def test_the_samplers_that_are_known_are_those_of_the_models_configuration() -> None:
+    config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
+    assert f'key: "samplers" value {{ string_value: "{",".join(SAMPLERS)}" }}' in config
 
 
 def test_without_a_model_there_are_no_limits_to_tell() -> None:

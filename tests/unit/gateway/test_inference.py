@@ -200,6 +200,14 @@ def test_a_status_of_the_stream_becomes_an_exception(code: str, kind: type[Gatew
     assert type(error_of(code, "x")) is kind
 
 
+def test_a_full_queue_tells_when_to_come_again_and_a_hopeless_deadline_what_it_is_short_of() -> None:
+    full = error_of("UNAVAILABLE", "expected at most 60000 waiting rows, found 61000: try again in 42 s")
+    late = error_of("DEADLINE_EXCEEDED", "deadline_s: expected 80 s at least, found 3")
+
+    assert full.retry_after == 42
+    assert str(late) == "the picture cannot be ready in time: expected 80 s at least, found 3"
+
+
 def test_a_failure_is_told_by_its_first_line_alone() -> None:
     error = error_of("INTERNAL", "vae_decoder: out of memory\n\nAt:\n  /models/vae_decoder/1/model.py(9): execute\n")
     assert str(error) == "vae_decoder: out of memory"

@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 
+import pytest
+
+from multsd_gateway.app import create_app
+from multsd_gateway.errors import DeadlineExceededError
 from multsd_gateway.logs import JsonFormatter, RequestIdFilter, request_id_var
+from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
+
+TOKEN = "a-token-of-enough-characters"  # noqa: S105 - of this test only
 
 
 def _record(message: str, *arguments: object, failed: bool = False) -> logging.LogRecord:
@@ -33,6 +41,33 @@ def test_a_json_line_is_one_object_with_the_requests_id() -> None:
         "logger": "multsd",
         "message": 'refused: a "field"\nforged',
     }
+
+
+def test_the_access_log_has_fields_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tokens").write_text(f"shop:{TOKEN}\n")
+    painter = FakePainter(error=DeadlineExceededError("late"))
+    app = create_app(settings(token_file=tmp_path / "tokens"), painter)
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Request-Id": "job-7"}
+
+    with caplog.at_level(logging.INFO, logger="multsd_gateway.middleware"):
+        ask(app, "POST", "/multsd/stream", json=seed_request(), headers=headers)
+        ask(app, "GET", "/limits", headers={"X-Request-Id": "job-8"})
+
+    painted, refused = (json.loads(JsonFormatter().format(each)) for each in caplog.records if each.name.endswith("re"))
+    seconds = painted.pop("seconds")
+    assert 0 < seconds < 60
+    assert {**painted, "time": 0, "request_id": 0} == {
+        "time": 0,
+        "level": "INFO",
+        "request_id": 0,
+        "logger": "multsd_gateway.middleware",
+        "message": f"POST /multsd/stream 504 {seconds * 1000:.0f} ms, token shop",
+        "method": "POST",
+        "path": "/multsd/stream",
+        "status": 504,
+        "token": "shop",
+    }
+    assert (refused["path"], refused["status"], refused["token"]) == ("/limits", 401, None)
 
 
 def test_an_exception_stays_on_the_line() -> None:

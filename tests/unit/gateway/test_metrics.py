@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from multsd_gateway.app import create_app
+from multsd_gateway.errors import DeadlineExceededError
 from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -78,6 +79,32 @@ def test_an_internal_error_is_counted_as_a_500() -> None:
     ask(app, "POST", "/multsd", json=seed_request())
 
     assert _of(_samples(app), "requests_total", path="/multsd", status="500") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DeadlineExceededError("late"), "504"), (RuntimeError("x"), "500"), (None, "200")]
+)
+def test_a_stream_is_counted_by_how_it_ended(error: Exception | None, status: str) -> None:
+    app = create_app(settings(triton_metrics_url=""), FakePainter(error=error))
+    reply = ask(app, "POST", "/multsd/stream", json=seed_request())
+
+    assert reply.status_code == 200
+    counted = {labels: n for (name, labels), n in _samples(app).items() if name == "multsd_gateway_requests_total"}
+    assert counted == {(("path", "/multsd/stream"), ("status", status)): 1}
+
+
+def test_a_stream_that_is_cut_off_is_no_success() -> None:
+    async def scenario() -> Samples:
+        painter = FakePainter(forever=True)
+        app = create_app(settings(triton_metrics_url=""), painter)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            asked = asyncio.ensure_future(client.post("/multsd/stream", json=seed_request()))
+            await painter.started.wait()
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            return _parsed((await client.get("/metrics")).text)
+
+    assert _of(asyncio.run(scenario()), "requests_total", path="/multsd/stream", status="500") == 1
 
 
 def test_a_request_at_work_is_in_flight() -> None:

@@ -107,3 +107,12 @@ def test_the_model_is_told_what_is_left_of_a_deadline() -> None:
     told = painter.requests[0].deadline_s
     assert told is not None
     assert 15 < told < 20
+
+
+def test_a_request_without_a_deadline_tells_the_model_the_gateways_own() -> None:
+    painter = FakePainter()
+
+    assert post(seed_request(), painter=painter, request_seconds=40.0).status_code == 200
+    told = painter.requests[0].deadline_s
+    assert told is not None
+    assert 30 < told < 40

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
 from multsd_gateway.app import create_app
+from multsd_gateway.settings import Settings
 from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
 
 TOKEN = "a-token-of-enough-characters"  # noqa: S105 - of this test only
@@ -71,6 +73,28 @@ def test_no_token_is_logged(tokens: Path, caplog: pytest.LogCaptureFixture) -> N
     assert TOKEN not in caplog.text
 
 
+def test_openapi_wants_a_token_where_the_server_does(tokens: Path) -> None:
+    document = ask(_app(tokens), "GET", "/openapi.json").json()
+
+    [(name, scheme)] = document["components"]["securitySchemes"].items()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    guarded = {
+        path for path, each in document["paths"].items() for operation in each.values() if "security" in operation
+    }
+    assert guarded == {"/multsd", "/multsd/stream", "/limits"}
+    assert document["paths"]["/multsd"]["post"]["security"] == [{name: []}]
+    assert "securitySchemes" not in create_app(settings(), FakePainter()).openapi()["components"]
+
+
+def test_a_body_that_is_refused_counts_for_the_rate_as_the_help_says(tokens: Path) -> None:
+    app = _app(tokens, rate_per_minute=2, rate_burst=1)
+
+    assert [ask(app, "POST", "/multsd", content="{", headers=BEARER).status_code for _ in range(2)] == [400, 429]
+    told = Settings.model_fields["rate_per_minute"].description or ""
+    assert "each gateway process" in told
+    assert "bodies count" in told
+
+
 def test_pages_of_the_settings_origins_may_call_and_others_not(tokens: Path) -> None:
     app = _app(tokens, cors_origins=("https://example.org",))
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
@@ -100,8 +124,17 @@ def test_no_reply_can_be_taken_for_a_page(method: str, path: str) -> None:
     assert "server" not in reply.headers
 
 
-def test_a_page_has_no_policy_that_would_keep_it_from_running() -> None:
-    reply = ask(create_app(settings(), FakePainter()), "GET", "/docs")
+def test_the_apis_page_runs_only_what_this_origin_serves(tokens: Path) -> None:
+    app = _app(tokens)
+    reply = ask(app, "GET", "/docs")
 
-    assert "Content-Security-Policy" not in reply.headers
+    policy = dict(part.split(" ", 1) for part in reply.headers["Content-Security-Policy"].split("; "))
+    assert (policy["default-src"], policy["script-src"], policy["connect-src"]) == ("'none'", "'self'", "'self'")
+    assert not {word for sources in policy.values() for word in sources.split()} - {"'none'", "'self'", "data:"}
     assert reply.headers["X-Frame-Options"] == "DENY"
+    needed = re.findall(r'(?:src|href)="([^"]*)"', reply.text)
+    assert len(needed) == 4
+    for address in needed:
+        assert ask(app, "GET", f"/{address}").status_code == 200
+    assert re.findall(r"<script[^>]*>([^<]+)", reply.text) == []
+    assert ask(app, "GET", "/redoc", headers=BEARER).status_code == 404

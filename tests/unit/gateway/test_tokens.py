@@ -27,6 +27,12 @@ def test_a_file_has_named_and_unnamed_tokens(tmp_path: Path) -> None:
     assert tokens.owner(f"bearer   {OTHER} ") == "line-4"
 
 
+def test_a_name_may_have_a_new_token_beside_the_old_one(tmp_path: Path) -> None:
+    tokens = read_tokens(_file(tmp_path, f"shop:{TOKEN}\nshop:{OTHER}\n"))
+
+    assert [tokens.owner(f"Bearer {token}") for token in (TOKEN, OTHER)] == ["shop", "shop"]
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -43,12 +49,12 @@ def test_a_file_has_named_and_unnamed_tokens(tmp_path: Path) -> None:
 )
 def test_nobody_else_is_let_in(header: str | None) -> None:
     with pytest.raises(UnauthorizedError) as caught:
-        Tokens({"shop": TOKEN}).owner(header)
+        Tokens([("shop", TOKEN)]).owner(header)
     assert TOKEN not in str(caught.value)
 
 
 def test_what_is_kept_is_no_token() -> None:
-    assert TOKEN not in repr(vars(Tokens({"shop": TOKEN})))
+    assert TOKEN not in repr(vars(Tokens([("shop", TOKEN)])))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def paint_with_plain_loop(
     guidance_scale: float,
     bootstrapping: int,
     background: Callable[[int, int, int], Tensor],  # (step, view, region) -> (1, 4, window, window)
+    added_noise: Callable[[int, int], Any] | None = None,  # (step, view) -> what the sampler's step draws noise from
 ) -> Tensor:
     """The denoised latents (1, 4, h, w)."""
     scheduler = make_scheduler()
@@ -39,20 +40,25 @@ def paint_with_plain_loop(
         count = torch.zeros_like(latents)
         for v, (top, left) in enumerate(corners):
             inside = (..., slice(top, top + window), slice(left, left + window))
+            seen = []
             for r in range(len(masks)):
-                own = schedulers[v, r]
-                mask = masks[r][inside].to(latents.dtype)
                 x = latents[inside]
-                seen = x
                 if step < bootstrapping and r > 0:
-                    noised = own.add_noise(background(step, v, r), noise[inside], t[None])
-                    seen = x * mask + noised * (1 - mask)
-                model_input = own.scale_model_input(seen, t)
-                timestep = t.to(torch.float32)[None]
-                uncond = unet(model_input, timestep, negative_embeds[r])
-                cond = unet(model_input, timestep, prompt_embeds[r])
-                noise_pred = uncond + guidance_scale * (cond - uncond)
-                prev = own.step(noise_pred, t, seen, return_dict=False)[0]
+                    mask = masks[r][inside].to(latents.dtype)
+                    noised = schedulers[v, r].add_noise(background(step, v, r), noise[inside], t[None])
+                    x = x * mask + noised * (1 - mask)
+                seen.append(x)
+
+            model_input = torch.cat([schedulers[v, r].scale_model_input(seen[r], t) for r in range(len(masks))])
+            embeds = torch.cat([*negative_embeds, *prompt_embeds])  # (2R, L, D)
+            timestep = t.to(torch.float32).expand(len(embeds))
+            uncond, cond = unet(torch.cat([model_input] * 2), timestep, embeds).chunk(2)
+            noise_pred = uncond + guidance_scale * (cond - uncond)  # (R, 4, window, window)
+
+            for r in range(len(masks)):
+                mask = masks[r][inside].to(latents.dtype)
+                draws = {} if added_noise is None else {"generator": added_noise(step, v)}
+                prev = schedulers[v, r].step(noise_pred[r : r + 1], t, seen[r], return_dict=False, **draws)[0]
                 value[inside] += prev * mask
                 count[inside] += mask
         latents = torch.where(count > 0, value / count.clamp(min=1), value)

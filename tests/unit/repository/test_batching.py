@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from batching import UNetBatcher, share
+from batching import CallUNet, UNetBatcher, pad, share
 from conditioning import Conditioning
-from errors import NetworkError
+from errors import NetworkError, SilentNetworkError
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows
 from schedulers import make_scheduler
@@ -124,6 +124,55 @@ def test_a_newcomer_has_its_share_of_the_next_call_and_a_wide_canvas_the_rest() 
     assert sum(wide) == 42
 
 
+@pytest.mark.parametrize("canvases", [6, 8, 11])
+def test_equal_canvases_fill_every_call_but_the_last(canvases: int) -> None:
+    """Dealt out row by row they would all end a step together, and find the next call half empty."""
+    unet = UNet()
+
+    async def run() -> None:
+        batcher = UNetBatcher(unet, max_batch_size=16)
+        await asyncio.gather(*(paint(make_canvas(WINDOW + 1, seed, steps=20), batcher) for seed in range(canvases)))
+
+    asyncio.run(run())  # 4 rows a step
+    assert sum(unet.sizes) == canvases * 4 * 20
+    assert sum(unet.sizes) / len(unet.sizes) >= 0.95 * 16
+
+
+def test_no_canvas_is_passed_over_for_long() -> None:
+    """Among wide and small ones, each has rows in at least one of any three calls in a row while it has any."""
+    unet = UNet()
+    canvases = [make_canvas(WINDOW + extra, seed, steps=12) for seed, extra in enumerate((30, 30, 0, 0, 1, 0))]
+
+    async def run() -> None:
+        batcher = UNetBatcher(unet, max_batch_size=16)
+        await asyncio.gather(*(paint(canvas, batcher) for canvas in canvases))
+
+    asyncio.run(run())
+    for canvas in canvases:
+        rows = unet.rows_of(canvas)
+        last = max(call for call, count in enumerate(rows) if count)
+        assert all(sum(rows[call : call + 3]) > 0 for call in range(last))
+
+
+def test_a_canvas_that_comes_as_the_last_call_ends_is_served() -> None:
+    """At every moment around that end, counted in turns of the event loop."""
+
+    async def run(turns: int) -> list[int]:
+        unet = UNet()
+        batcher = UNetBatcher(unet, max_batch_size=16)
+
+        async def later() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await paint(make_canvas(WINDOW, seed=1, steps=1), batcher)
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(paint(make_canvas(WINDOW, seed=0, steps=1), batcher), later())
+        return unet.sizes
+
+    assert [sum(asyncio.run(run(turns))) for turns in range(12)] == [4] * 12
+
+
 def test_only_as_many_calls_run_as_the_unet_has_instances() -> None:
     async def run(calls: int) -> int:
         unet = UNet(held=True)
@@ -195,6 +244,50 @@ def test_a_call_that_fails_fails_only_the_canvas_whose_rows_fail() -> None:
     assert torch.equal(sound, SOUND)
 
 
+def test_a_network_that_does_not_answer_is_asked_no_second_time_for_the_same_rows() -> None:
+    calls = []
+
+    async def unet(rows: UNetRows) -> Tensor:
+        calls.append(len(rows))
+        raise SilentNetworkError("unet", 14, "no answer for 1 s")
+
+    failed, other = run_two(unet, make_canvas(WINDOW, seed=0))
+    assert isinstance(failed, SilentNetworkError)
+    assert isinstance(other, SilentNetworkError)
+    assert calls == [4]
+
+
+def test_padded_rows_repeat_the_last_and_leave_the_others_as_they_are() -> None:
+    rows = make_canvas(WINDOW, seed=0).take(2)
+    padded = pad(rows, 5)
+    assert len(padded) == 5
+    for name in ("sample", "timestep", "encoder_hidden_states"):
+        given, found = getattr(rows, name), getattr(padded, name)
+        assert torch.equal(found[:2], given)
+        assert torch.equal(found[2:], given[-1:].expand_as(found[2:]))
+    assert padded.text_embeds is None
+    assert torch.equal(pad(rows, 2).sample, rows.sample)
+
+
+def test_calls_of_one_size_give_the_bits_that_a_canvas_gets_alone_where_arithmetic_depends_on_the_size() -> None:
+    """A network whose every result depends on how many rows it sees, as on a GPU: `deterministic` fixes that."""
+
+    async def sizes_matter(rows: UNetRows) -> Tensor:
+        return predict(rows) * (1 + 1e-3 * len(rows))
+
+    async def fixed(rows: UNetRows) -> Tensor:
+        return (await sizes_matter(pad(rows, MAX_BATCH_SIZE)))[: len(rows)]
+
+    async def together(unet: CallUNet, canvases: int) -> Tensor:
+        batcher = UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)
+        return (await asyncio.gather(*(paint(make_canvas(WINDOW + seed, seed), batcher) for seed in range(canvases))))[
+            0
+        ]
+
+    assert torch.equal(asyncio.run(together(fixed, 1)), asyncio.run(together(fixed, 4)))
+    assert not torch.equal(asyncio.run(together(sizes_matter, 1)), asyncio.run(together(sizes_matter, 4)))
+
+
 def test_an_error_that_nobody_foresaw_ends_its_canvas_and_no_other() -> None:
     class Broken(Denoising):
         def take(self, count: int) -> UNetRows:
@@ -242,7 +335,10 @@ def test_a_canvas_that_is_cancelled_half_way_leaves_its_places_to_the_others() -
         ([], 4, []),
         ([9], 4, [4]),
         ([1, 9, 9], 7, [1, 3, 3]),
-        ([9, 9, 9], 4, [2, 1, 1]),
+        ([9, 9, 9], 4, [2, 2, 0]),
+        ([3, 3, 3, 3, 3, 3, 3], 16, [3, 3, 3, 3, 3, 1, 0]),
+        ([99, 3], 16, [13, 3]),
+        ([9, 1], 1, [1, 0]),
         ([1, 1], 4, [1, 1]),
         ([0, 2], 4, [0, 2]),
     ],

@@ -45,7 +45,13 @@ def test_tiles_that_agree_give_the_whole_picture(height: int, width: int) -> Non
     whole = F.interpolate(latents[:, :3], scale_factor=CELL, mode="nearest")
     torch.testing.assert_close(decoded(latents, decoder), whole)
     assert len(decoder.calls) > 1
-    assert set(decoder.calls) == {(min(16, height, width),) * 2}
+    assert set(decoder.calls) == {(min(16, height), min(16, width))}
+
+
+def test_a_long_canvas_is_decoded_in_few_tiles_as_high_as_it_is() -> None:
+    decoder = Decoder()
+    decoded(canvas(8, 28), decoder)
+    assert decoder.calls == [(8, 16)] * 2
 
 
 def test_tiles_that_differ_fade_into_each_other_without_a_step() -> None:

@@ -66,9 +66,9 @@ REFUSED: list[tuple[Arrays, str, str]] = [
     ({"prompt": texts(*[b"sea"] * 5)}, "prompt", "expected 1 to 4 regions, found 5"),
     ({"prompt": texts(b"sea", b"x" * 21, b"bird")}, "prompt[1]", "expected at most 20 bytes, found 21"),
     ({"prompt": texts(b"sea", b"boat", "é".encode() * 11)}, "prompt[2]", "expected at most 20 bytes, found 22"),
-    ({"prompt": texts(b"se\xff", b"boat", b"bird")}, "prompt[0]", "expected UTF-8, found byte 2 that is not"),
+    ({"prompt": texts(b"se\xff", b"boat", b"bird")}, "prompt[0]", "expected UTF-8, found byte 0xff at position 2"),
     ({"negative_prompt": texts(b"x" * 21)}, "negative_prompt[0]", "expected at most 20 bytes, found 21"),
-    ({"negative_prompt": texts(b"\xc3\x28")}, "negative_prompt[0]", "expected UTF-8, found byte 0 that is not"),
+    ({"negative_prompt": texts(b"\xc3\x28")}, "negative_prompt[0]", "expected UTF-8, found byte 0xc3 at position 0"),
     ({"negative_prompt": texts(b"", b"")}, "negative_prompt", "expected 3 (one per region) or 1 for all, found 2"),
     ({"negative_prompt": texts(*[b""] * 4)}, "negative_prompt", "expected 3 (one per region) or 1 for all, found 4"),
     ({"scheduler": texts(b"\xff")}, "scheduler[0]", "expected UTF-8"),
@@ -106,7 +106,10 @@ REFUSED: list[tuple[Arrays, str, str]] = [
 def test_what_a_field_may_not_be_is_refused_naming_field_expected_and_found(
     changes: Arrays, field: str, fragment: str
 ) -> None:
-    """Fault 9: counts that differ, and all else, gave raw tensor errors."""
+    check_refused(changes, field, fragment)
+
+
+def check_refused(changes: Arrays, field: str, fragment: str) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         parse(request(**changes))
     assert refusal.value.field == field
@@ -167,8 +170,55 @@ def test_any_value_but_zero_is_inside_a_mask() -> None:
     assert np.argwhere(found).tolist() == [[0, 3, 5], [1, 0, 0], [1, 0, 1]]
 
 
-def test_background_alone_needs_no_masks() -> None:
-    """Fault 5: no region at all crashed."""
+def test_fault_2_a_side_below_64_pixels_is_an_error_that_names_the_minimum() -> None:
+    check_refused({"height": integer(63)}, "height", "expected 64 to 4096, found 63")
+
+
+def test_fault_5_no_steps_at_all_are_refused() -> None:
+    """The reference divides by zero."""
+    check_refused({"num_inference_steps": integer(0)}, "num_inference_steps", "expected 1 to 100, found 0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "fragment"),
+    [
+        ({"masks": masks(1)}, "masks", "expected shape (2, 64, 72) (one per prompt after the first, height, width)"),
+        ({"prompt": texts(b"sea", b"boat")}, "masks", "expected shape (1, 64, 72)"),
+        ({"negative_prompt": texts(b"", b"")}, "negative_prompt", "expected 3 (one per region) or 1 for all, found 2"),
+    ],
+    ids=["masks", "prompts", "negative prompts"],
+)
+def test_fault_9_counts_that_differ_name_field_expected_and_found(changes: Arrays, field: str, fragment: str) -> None:
+    """The reference fails in raw tensor errors."""
+    check_refused(changes, field, fragment)
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "negative", "warnings"),
+    [
+        (1.5, b"blur", ()),
+        (1.0, b" ", ()),
+        (1.0, b"blur", (("guidance_scale", "without guidance (1 or less) negative prompts have no effect"),)),
+        (0.5, b"", (("guidance_scale", "0.5 is painted as 1, without guidance"),)),
+        (
+            0.0,
+            b"blur",
+            (
+                ("guidance_scale", "0 is painted as 1, without guidance"),
+                ("guidance_scale", "without guidance (1 or less) negative prompts have no effect"),
+            ),
+        ),
+    ],
+)
+def test_what_guidance_of_1_or_less_leaves_out_is_told(
+    guidance_scale: float, negative: bytes, warnings: tuple[tuple[str, str], ...]
+) -> None:
+    parameters = parse(request(guidance_scale=real(guidance_scale), negative_prompt=texts(negative)))
+    assert parameters.warnings == warnings
+    assert parameters.guidance_scale == max(guidance_scale, 1.0)  # what is painted with, as diffusers has it
+
+
+def test_fault_5_background_alone_needs_no_masks() -> None:
     for left_out in (None, masks(0)):
         parameters = parse(request(prompt=texts(b"sea"), masks=left_out))
         assert parameters.masks.shape == (0, HEIGHT, WIDTH)

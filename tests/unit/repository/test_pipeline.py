@@ -14,11 +14,12 @@ from batching import UNetBatcher
 from checkpoint import Checkpoint, TextEncoder
 from errors import CancelledRequestError, InvalidRequestError, NetworkError
 from parameters import Parameters
-from pipeline import BACKGROUND_STREAM, Observer, Picture, paint, preview_image
+from pipeline import BACKGROUND_STREAM, Observer, Picture, paint
+from preview import preview_image
 from regions import make_canvas
 from sampling import UNetRows, draw_bootstrapping
 from schedulers import SAMPLERS, make_scheduler
-from tests.unit.repository.tiny import CONFIG, EMBEDDING, MAX_LENGTH, make_checkpoint
+from tests.unit.repository.tiny import CONFIG, EMBEDDING, MAX_LENGTH, make_checkpoint, make_tokenizer
 
 CHECKPOINT = make_checkpoint()
 COLOURS = torch.tensor([0.5, -0.25, 0.75, 0.0])  # of the latent channels, in KnowingNetworks' picture
@@ -128,21 +129,10 @@ def picture_of(parameters: Parameters, networks: Networks | None = None, **optio
     return asyncio.run(painted(parameters, networks or Networks(), **options))
 
 
-SIZES = [
-    pytest.param(64, 64, id="one window"),
-    pytest.param(120, 120, id="both sides a little below a window"),
-    pytest.param(100, 300, id="one side below a window"),
-    pytest.param(168, 136, id="no multiple of the stride"),
-    pytest.param(65, 131, id="no multiple of a cell"),
-    pytest.param(193, 129, id="one pixel more"),
-]
-
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_picture_has_the_size_asked_for_and_every_pixel_is_painted(height: int, width: int) -> None:
-    """Faults 1 to 4: no view at all, a shape error, strips left blank, sides rounded down."""
-    checkpoint = replace(make_checkpoint(window=16), scheduler_config=CONFIG | {"set_alpha_to_one": True})
-    parameters = parameters_of(height, width, [(0, 0, height // 2, width)])
+def check_every_pixel(height: int, width: int, window: int, **changes: Any) -> None:
+    """Paint with networks that know one colour: each pixel of the size asked for has it, and none is blank."""
+    checkpoint = replace(make_checkpoint(window=window), scheduler_config=CONFIG | {"set_alpha_to_one": True})
+    parameters = parameters_of(height, width, [(0, 0, height // 2, width)], **changes)
     picture = picture_of(parameters, KnowingNetworks(checkpoint), checkpoint=checkpoint)
     levels = (COLOURS[:3] / checkpoint.scaling_factor / 2 + 0.5).clamp(0, 1) * 255
     assert picture.image.dtype == np.uint8
@@ -150,14 +140,61 @@ def test_picture_has_the_size_asked_for_and_every_pixel_is_painted(height: int, 
     np.testing.assert_array_equal(picture.image, expected)
 
 
-def test_window_and_cell_are_the_checkpoints() -> None:
-    """Fault 15: the window and the autoencoder's factor were written into the code."""
-    checkpoint = make_checkpoint(window=16, vae_scale_factor=4)
-    networks = Networks(checkpoint)
-    picture = picture_of(parameters_of(70, 90), networks, checkpoint=checkpoint)
+def check_every_pixel_at_true_size(height: int, width: int) -> None:
+    """With the reference's window of 64 cells (512 pixels) and stride of 8."""
+    check_every_pixel(height, width, window=64, view_stride=8, num_inference_steps=2, bootstrapping=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(448, 512), (511, 511), (512, 480), (300, 512), (640, 300)])
+def test_fault_1_a_side_below_512_pixels_is_not_left_blank(height: int, width: int) -> None:
+    """The reference has no view at all there: blank pictures, HTTP 200."""
+    check_every_pixel_at_true_size(height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(447, 447), (64, 64), (320, 440)])
+def test_fault_2_both_sides_below_448_pixels_are_painted(height: int, width: int) -> None:
+    """The reference ends in a shape error."""
+    check_every_pixel_at_true_size(height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(568, 512), (512, 600), (520, 520)])
+def test_fault_3_no_strip_at_the_right_or_bottom_edge_stays_blank(height: int, width: int) -> None:
+    """The reference's last view ends before the edge where a side is not 512 plus a multiple of 64."""
+    check_every_pixel_at_true_size(height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(513, 512), (519, 515), (65, 131)])
+def test_fault_4_a_size_that_is_no_multiple_of_8_is_not_rounded_down(height: int, width: int) -> None:
+    check_every_pixel_at_true_size(height, width)
+
+
+@pytest.mark.parametrize("side", range(64, 64 + 2 * 8 * 4 + 1))
+def test_every_size_is_painted_to_its_last_pixel(side: int) -> None:
+    """All that differs between sizes repeats after a stride of 4 cells; the plan of every size: test_every_size.py."""
+    check_every_pixel(side, 64 + (side * 7) % 130, window=8, num_inference_steps=2, bootstrapping=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2048, 2048), (64, 8192), (1447, 2898)])
+def test_the_largest_sizes_are_painted_to_their_last_pixel(height: int, width: int) -> None:
+    check_every_pixel(height, width, window=64, view_stride=64, num_inference_steps=1, bootstrapping=0)
+
+
+def test_fault_15_window_stride_factor_and_sizes_are_the_checkpoints() -> None:
+    """The reference has windows of 64 cells and a factor of 8 whatever the checkpoint, and no sizes for SDXL's UNet."""
+    xl = replace(
+        make_checkpoint(window=16, vae_scale_factor=4),
+        time_ids=True,
+        text_encoders=(TextEncoder("text_encoder_2", ("last_hidden_state", "text_embeds"), make_tokenizer()),),
+    )
+    networks = Networks(xl)
+    picture = picture_of(parameters_of(70, 90, view_stride=xl.view_stride), networks, checkpoint=xl)
     assert {tuple(call.sample.shape[1:]) for call in networks.calls} == {(4, 16, 16)}
     assert picture.latents.shape == (4, 18, 23)
     assert picture.image.shape == (70, 90, 3)
+    seen = {tuple(row) for call in networks.calls if call.time_ids is not None for row in call.time_ids.tolist()}
+    crops = [(top, left) for top in (0, 2) for left in (0, 4, 7)]  # of 18 x 23 cells, 4 apart and flush with the edges
+    assert seen == {(72, 92, 4 * top, 4 * left, 64, 64) for top, left in crops}
+    assert {call.text_embeds is None for call in networks.calls} == {False}
 
 
 def test_regions_lie_where_their_masks_are() -> None:
@@ -229,10 +266,10 @@ def test_cancelled_request_asks_no_network_again(stop: int) -> None:
 
 def test_the_rows_to_come_are_told_before_the_first_of_them() -> None:
     networks = Networks()
-    planned: list[tuple[int, int]] = []
-    observer = Observer(planned=lambda rows: planned.append((rows, len(networks.calls))))
+    planned: list[tuple[int, int, int]] = []
+    observer = Observer(planned=lambda rows, reference: planned.append((rows, reference, len(networks.calls))))
     picture = picture_of(parameters_of(width=100, boxes=[LEFT, RIGHT]), networks, observer=observer)
-    assert planned == [(picture.report["unet_rows"], 0)]
+    assert planned == [(picture.report["unet_rows"], picture.report["unet_rows_reference"], 0)]
 
 
 def test_a_preview_every_two_steps_has_a_pixel_for_each_cell_in_sight_in_the_pictures_colour() -> None:
@@ -291,38 +328,56 @@ def test_nothing_is_warned_of_without_need() -> None:
     assert warnings_of(parameters_of(boxes=[LEFT, RIGHT])) == []
 
 
-def test_empty_region_is_warned_of() -> None:
-    """Fault 10: a region that vanished was never told."""
+def test_fault_10_a_region_that_is_empty_does_not_vanish_silently() -> None:
     assert warnings_of(parameters_of(boxes=[LEFT, (0, 0, 0, 0)])) == [
         ("masks[1]", "region is empty; its prompt has no effect")
     ]
 
 
-def test_thin_stroke_is_painted_without_a_warning() -> None:
-    """Fault 10: a stroke thinner than a cell could vanish."""
+@pytest.mark.parametrize("top", range(26, 34))
+def test_fault_10_a_stroke_thinner_than_a_cell_does_not_vanish(top: int) -> None:
+    """The reference's nearest resize sees one pixel of eight."""
     networks = Networks()
-    picture = picture_of(parameters_of(boxes=[(30, 0, 31, 64)], guidance_scale=1.0, bootstrapping=0), networks)
+    picture = picture_of(parameters_of(boxes=[(top, 0, top + 1, 64)], guidance_scale=1.0, bootstrapping=0), networks)
     assert picture.warnings == []
     assert {len(call.sample) for call in networks.calls} == {2}  # the background's row and the stroke's
 
 
-def test_overlap_is_warned_of_with_its_pixels() -> None:
-    """Fault 13: overlaps blurred silently."""
+def test_fault_13_an_overlap_is_averaged_equally_and_told_with_its_pixels() -> None:
     assert warnings_of(parameters_of(boxes=[LEFT, RIGHT, (60, 30, 64, 42)])) == [
         ("masks[2]", "overlaps masks[0] in 8 pixels, masks[1] in 8 pixels; there they are averaged"),
     ]
 
+    class Painting(KnowingNetworks):
+        """Of the colour that the second word of a prompt has: "red" 4, "blue" 6, "moon" 10."""
+
+        def colours(self, rows: UNetRows) -> Tensor:
+            return (rows.encoder_hidden_states[:, 2, 0] / 10)[:, None, None, None]
+
+    checkpoint = replace(CHECKPOINT, scheduler_config=CONFIG | {"set_alpha_to_one": True})
+    shared = parameters_of(boxes=[(0, 0, 64, 40), (0, 24, 64, 64)], guidance_scale=1.0, bootstrapping=0)
+    latents = picture_of(shared, Painting(checkpoint), checkpoint=checkpoint).latents
+    colours = [latents[:, :, columns].mean().item() for columns in (slice(0, 3), slice(3, 5), slice(5, 8))]
+    np.testing.assert_allclose(colours, np.array([4, 5, 6]) / 100, atol=1e-4)
+
 
 @pytest.mark.parametrize("bootstrapping", [4, 5])
-def test_bootstrapping_to_the_end_is_warned_of(bootstrapping: int) -> None:
-    """Fault 7: regions were never harmonised, silently."""
+def test_fault_7_bootstrapping_to_the_end_is_not_silent(bootstrapping: int) -> None:
+    """Regions that are bootstrapped in every step are never harmonised."""
     assert warnings_of(parameters_of(bootstrapping=bootstrapping)) == [
         ("bootstrapping", "all 4 steps are bootstrapped: regions are never harmonised")
     ]
 
 
-def test_bootstrapping_to_the_end_is_no_matter_without_regions() -> None:
-    assert warnings_of(parameters_of(boxes=[], bootstrapping=20)) == []
+@pytest.mark.parametrize("boxes", [[], [(0, 0, 0, 0)], [(0, 0, 64, 64)]], ids=["none", "empty", "the whole picture"])
+def test_bootstrapping_to_the_end_is_no_matter_where_no_region_is_bootstrapped(boxes: list[Box]) -> None:
+    parameters = parameters_of(boxes=boxes, bootstrapping=20, num_inference_steps=5)
+    assert "bootstrapping" not in {field for field, _ in warnings_of(parameters)}
+
+
+def test_what_a_request_was_taken_for_is_told() -> None:
+    remark = ("guidance_scale", "0.5 is painted as 1, without guidance")
+    assert warnings_of(parameters_of(warnings=(remark,))) == [remark]
 
 
 def test_covered_background_is_warned_of() -> None:
@@ -374,8 +429,8 @@ def first_background_sample(parameters: Parameters) -> Tensor:
     return networks.calls[0].sample[0]
 
 
-def test_seed_alone_fixes_the_noise() -> None:
-    """Fault 6: the noise of a seed depended on bootstrapping."""
+def test_fault_6_bootstrapping_does_not_change_the_noise_of_a_seed() -> None:
+    """The seed alone fixes it."""
     noise = first_background_sample(parameters_of(bootstrapping=0))
     for changes in ({"bootstrapping": 3}, {"num_inference_steps": 9}, {"guidance_scale": 1.0}, {"boxes": [RIGHT]}):
         assert torch.equal(first_background_sample(parameters_of(**changes)), noise)
@@ -383,7 +438,7 @@ def test_seed_alone_fixes_the_noise() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
-def test_noise_that_a_sampler_adds_does_not_depend_on_bootstrapping_either(scheduler: str) -> None:
+def test_fault_6_bootstrapping_does_not_change_the_noise_that_a_sampler_adds(scheduler: str) -> None:
     background_alone = [parameters_of(boxes=[], scheduler=scheduler, bootstrapping=steps) for steps in (0, 3)]
     without, with_bootstrapping = (picture_of(parameters).latents for parameters in background_alone)
     assert torch.equal(without, with_bootstrapping)
@@ -414,8 +469,7 @@ def test_every_seed_paints(seed: int) -> None:
     assert torch.isfinite(picture.latents).all()
 
 
-def test_bootstrapping_0_and_no_regions_and_one_step_paint() -> None:
-    """Fault 5: each of them crashed."""
+def test_fault_5_no_bootstrapping_no_region_and_one_step_do_not_crash() -> None:
     for parameters in (
         parameters_of(bootstrapping=0),
         parameters_of(boxes=[]),
@@ -455,8 +509,8 @@ CROWD = [
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_requests_at_once_give_the_bits_that_each_gives_alone(order: int) -> None:
-    """Fault 12: two requests shared scheduler and random numbers."""
+def test_fault_12_requests_at_once_share_neither_scheduler_nor_random_numbers(order: int) -> None:
+    """Each gives the bits that it gives alone."""
     crowd = CROWD[::order]
     finished: list[int] = []
 

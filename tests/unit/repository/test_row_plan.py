@@ -65,8 +65,10 @@ def test_rows_are_those_of_the_table(regions: Regions, steps: int, reference: in
 
 
 def test_region_that_fills_the_picture_shares_the_unconditional_row_from_the_first_step() -> None:
-    regions = regions_of(512, 512, [(0, 0, 512, 512)])
-    assert len(plan_rows(regions, bootstrapping=True)) == 2
+    picture = (0, 0, 512, 512)
+    assert len(plan_rows(regions_of(512, 512, [picture]), bootstrapping=True)) == 2
+    # Two of them see the same canvas; with backgrounds of their own they would take four rows.
+    assert len(plan_rows(regions_of(512, 512, [picture, picture]), bootstrapping=True)) == 3
 
 
 def test_equal_prompts_share_a_row_after_bootstrapping() -> None:

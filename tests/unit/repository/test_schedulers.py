@@ -1,18 +1,21 @@
 """Samplers as the checkpoint's configuration and the request's steps make them."""
 
+import re
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import schedulers
 from conditioning import Conditioning
 from errors import InvalidRequestError
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows, step_scheduler
-from schedulers import SAMPLERS, make_scheduler, max_steps
+from schedulers import DEFAULT_SAMPLER, SAMPLERS, make_scheduler, max_steps
 from tests.unit.repository.tiny import CONFIG, WINDOW, answer
 from views import make_views
 
@@ -58,6 +61,23 @@ def test_step_is_linear_whatever_the_checkpoint_says_of_clipping(name: str) -> N
         return step_scheduler(scheduler, factor * noise_pred, timestep, factor * sample, added)
 
     torch.testing.assert_close(step(2) - step(1), step(1) - step(0), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"use_karras_sigmas": True},
+        {"use_beta_sigmas": True},
+        {"use_exponential_sigmas": True, "use_lu_lambdas": True},
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "predict_x0": False, "solver_type": "bh1"},
+        {"timestep_type": "continuous", "interpolation_type": "log_linear", "final_sigmas_type": "sigma_min"},
+    ],
+)
+def test_a_name_is_the_same_sampler_whichever_the_checkpoint_names(others: dict[str, Any]) -> None:
+    for name in NAMES:
+        plain, other = make_scheduler(name, CONFIG, 8), make_scheduler(name, CONFIG | others, 8)
+        assert dict(other.config) == dict(plain.config)
+        assert torch.equal(torch.as_tensor(other.timesteps), torch.as_tensor(plain.timesteps))
 
 
 def test_unknown_sampler_is_refused_by_name() -> None:
@@ -156,3 +176,10 @@ def test_steps_that_a_spacing_cannot_lay_are_refused() -> None:
     """Trailing spacing rounds 998 steps to 999, the last before the start of the schedule."""
     with pytest.raises(InvalidRequestError, match="num_inference_steps: expected a number that scheduler dpmpp_2m"):
         make_scheduler("dpmpp_2m", CONFIG | {"timestep_spacing": "trailing"}, 998)
+
+
+def test_the_models_configuration_tells_the_samplers_the_default_first() -> None:
+    config = (Path(schedulers.__file__).parents[1] / "config.pbtxt").read_text()
+    (told,) = re.findall(r'key: "samplers" value \{ string_value: "([^"]*)" \}', config)
+    assert told.split(",") == list(SAMPLERS)
+    assert told.split(",")[0] == DEFAULT_SAMPLER

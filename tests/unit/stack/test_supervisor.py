@@ -8,14 +8,16 @@ from multsd_gateway.settings import Settings
 from multsd_gateway.stack.errors import PrerequisiteError, ProcessEndedError
 from multsd_gateway.stack.settings import StackSettings
 from multsd_gateway.stack.supervisor import (
+    HurryError,
     Stack,
     StopRequestedError,
     check_repository,
     gateway_url,
     running_stack,
     stop_signals,
+    stopped_at_the_end,
 )
-from tests.unit.stack.children import shell
+from tests.unit.stack.children import shell, wait_for
 
 
 def test_stack_of_two_running_processes_is_well(tmp_path: Path) -> None:
@@ -58,14 +60,36 @@ def test_gateway_is_reached_where_it_listens(host: str, reached: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_asks_to_stop_once_and_is_as_before_afterwards(number: signal.Signals) -> None:
+def test_a_signal_asks_to_stop_a_second_to_hurry_and_all_is_as_before_afterwards(number: signal.Signals) -> None:
     former = signal.getsignal(number)
     with stop_signals():
         with pytest.raises(StopRequestedError, match=number.name):
             os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)  # the second one disturbs nobody
+        with pytest.raises(HurryError, match=number.name):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # the third one disturbs nobody
         assert signal.getsignal(number) is signal.SIG_IGN
     assert signal.getsignal(number) is former
+
+
+def test_a_second_signal_kills_what_the_first_waits_for(tmp_path: Path) -> None:
+    script = "trap '%s' TERM; echo ready; while :; do sleep 0.01; done"
+    told: list[str] = []
+    with (
+        shell(script % "", tmp_path, name="outer") as outer,
+        shell(script % "kill -INT $PPID", tmp_path, name="inner") as inner,  # the second, as soon as it is asked to end
+    ):
+        for child in (outer, inner):
+            wait_for(lambda log=child.log: log.read_text() == "ready\n")  # type: ignore[misc]
+        with (
+            stop_signals(),
+            pytest.raises(HurryError),
+            stopped_at_the_end(outer, 60, told.append),
+            stopped_at_the_end(inner, 60, told.append),
+        ):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert (outer.ended(), inner.ended()) == ("was killed by SIGKILL", "was killed by SIGKILL")
+    assert told == ["stopping inner", "killing outer"]
 
 
 def test_ended_process_of_a_model_is_told_by_the_models_name(tmp_path: Path) -> None:

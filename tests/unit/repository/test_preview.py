@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from checkpoint import fit_preview
+from preview import fit_preview
 
 
 def palette(dead: float) -> tuple[Tensor, Tensor]:

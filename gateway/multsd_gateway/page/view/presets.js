@@ -1,0 +1,40 @@
+// The choice of documents to begin with.
+
+import { presetsFor } from "../core/presets.js";
+import { element, make } from "./dom.js";
+import { nothingSaid } from "./notes.js";
+
+/** @typedef {import("../core/store.js").Store} Store */
+/** @typedef {import("../core/document.js").Document} Document */
+
+/** @param {Store} store @param {() => boolean} untouched whether nothing was painted or kept so far */
+export function presets(store, untouched) {
+  const choice = element("preset", HTMLSelectElement);
+  choice.addEventListener("change", () => {
+    const { limits } = store.state;
+    const chosen = limits && presetsFor(limits).find((preset) => preset.name === choice.value);
+    choice.value = "";
+    if (limits && chosen) begin(store, chosen.make(limits));
+  });
+  store.subscribe((state, before) => {
+    const { limits } = state;
+    if (limits === null || limits === before?.limits) return;
+    const offered = presetsFor(limits);
+    choice.replaceChildren(
+      choice.options[0],
+      ...offered.map(({ name }) => make("option", { value: name, textContent: name })),
+    );
+    if (untouched()) queueMicrotask(() => store.update({ ...fresh(offered[0].make(limits)) }));
+  });
+}
+
+/** @param {Store} store @param {Document} document */
+function begin(store, document) {
+  store.edit(() => document);
+  store.update({ ...fresh(store.state.document), show: "both", shown: null, ...nothingSaid });
+}
+
+/** @param {Document} document */
+function fresh(document) {
+  return { document, selected: document.regions[0]?.id ?? null };
+}

@@ -1,0 +1,56 @@
+"""What `make bench-gpu` compares is one picture: on the same modules the published loop paints the orchestrator's."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint_files import load_checkpoint
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.networks import networks_of
+from multsd_export.profiles import Device, torch_profile
+from multsd_export.verify.picture import TorchNetworks
+from pipeline import Observer, paint, prepare
+from tests.benchmarks import gpu_run
+from tests.benchmarks.gpu_cases import Size, Subject, subjects
+from tests.benchmarks.gpu_published import eager_networks, row_flops
+from tests.benchmarks.published import paint_published
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("subject", subjects(Size.TINY), ids=lambda subject: subject.name)
+def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, tmp_path: Path) -> None:
+    case = replace(subject.cases()[:2][-1], steps=2, bootstrapping=1)
+    exported = gpu_run.compose(subject, torch_profile(Device.CPU), "eager", tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "repository" / "multidiffusion" / "1" / "checkpoint")
+    parameters = replace(case.parameters(checkpoint.view_stride), return_latents=True)
+    modules = {network.name: network.load(torch.float32) for network in networks_of(exported)}
+    served = TorchNetworks(modules, CPU, 16)
+    picture = asyncio.run(paint(parameters, checkpoint=checkpoint, networks=served, observer=Observer()))
+    loop = paint_published(prepare(parameters, checkpoint), checkpoint, eager_networks(exported, CPU))
+    assert gpu_run.latents_apart(picture.latents[None].numpy(), loop.latents.numpy()) < 1e-4
+    assert picture.report["unet_rows"] < loop.rows
+
+
+def test_requests_have_the_proportions_and_costs_that_are_published() -> None:
+    sizes = {
+        subject.family: [(case.width, case.height, len(case.boxes), case.steps) for case in subject.cases()]
+        for subject in subjects(Size.TRUE)
+    }
+    assert sizes == {
+        "sd2": [(512, 512, 1, 35), (512, 768, 3, 50), (2048, 512, 4, 50)],
+        "sdxl": [(1024, 1024, 3, 50)],
+    }
+
+
+def test_a_rows_operations_are_counted_for_one_row(tmp_path: Path) -> None:
+    subject = subjects(Size.TINY)[0]
+    subject.write_checkpoint(tmp_path / "checkpoint")
+    checkpoint = read_checkpoint(tmp_path / "checkpoint")
+    flops = row_flops(checkpoint)
+    (unet,) = (network for network in networks_of(checkpoint) if network.name == "unet")
+    weights = sum(parameter.numel() for parameter in unet.load(torch.float32).parameters())
+    assert weights < flops < weights * 2 * subject.window**2, "at most every weight at every cell, multiplied and added"

@@ -1,0 +1,318 @@
+"""The client straight to Triton, against a small gRPC server that speaks Triton's protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from multsd_client import replay, triton
+from multsd_client.errors import (
+    DeadlineExceededError,
+    FieldNote,
+    GenerationFailedError,
+    InvalidRequestError,
+    MultsdError,
+    ServiceUnavailableError,
+)
+from multsd_client.request import GenerationRequest, Region
+from multsd_client.result import GenerationResult
+from multsd_client.shapes import RunLengths
+from multsd_client.tensors import Progress, Queued
+from multsd_client.triton import TritonClient
+
+FULL = "UNAVAILABLE: 8 requests are running and 32 waiting; try again in 0 s"
+REQUEST = GenerationRequest(prompt="a beach", width=2, height=3, seed=7)
+KNOWN = ("prompt", "preview_every", "deadline_s")
+
+
+def _response(tensors: dict[str, tuple[str, list[int], bytes]]) -> Any:
+    response = service_pb2.ModelInferResponse()
+    for name, (datatype, shape, raw) in tensors.items():
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
+        response.raw_output_contents.append(raw)
+    return service_pb2.ModelStreamInferResponse(infer_response=response)
+
+
+def _text(value: str) -> bytes:
+    return len(value.encode()).to_bytes(4, "little") + value.encode()
+
+
+QUEUED = _response({"queue_position": ("INT32", [1], np.array([3], np.int32).tobytes())})
+PROGRESS = _response({"progress_steps": ("INT32", [2], np.array([1, 2], np.int32).tobytes())})
+REPORT = {
+    "parameters": {"seed": 7, "num_inference_steps": 2},
+    "seconds": {"total": 1.5},
+    "unet_rows": 3,
+    "unet_rows_reference": 4,
+    "checkpoint": {"name": "fake"},
+}
+PICTURE = _response(
+    {
+        "image": ("UINT8", [3, 2, 3], bytes(range(18))),
+        "warnings": ("BYTES", [1], _text(json.dumps({"field": "prompt[0]", "message": "cut"}))),
+        "report": ("BYTES", [1], _text(json.dumps(REPORT))),
+    }
+)
+CUT = FieldNote("bg_prompt", "cut")  # the warning of every picture here
+
+
+@dataclass
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers each stream with the next of `streams`: responses, a text for an error, a status, None to be silent."""
+
+    streams: Sequence[Sequence[Any]] = ((PICTURE,),)
+    inputs: Sequence[str] = KNOWN
+    requests: list[Any] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        self.requests.append(next(requests))
+        for each in self.streams[len(self.requests) - 1]:
+            if each is None:
+                self.over.wait()
+            elif isinstance(each, str):
+                yield service_pb2.ModelStreamInferResponse(error_message=each)
+            elif isinstance(each, grpc.StatusCode):
+                context.abort(each, "seed: expected a, found b")
+            else:
+                yield each
+
+    def ModelMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        tensors = [service_pb2.ModelMetadataResponse.TensorMetadata(name=name) for name in self.inputs]
+        return service_pb2.ModelMetadataResponse(inputs=tensors)
+
+
+@dataclass
+class Clock:
+    """In the place of the client's module `time`: pauses are noted and take no time, but the clock tells them."""
+
+    pauses: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + math.fsum(self.pauses)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(triton, "time", clock)
+    return clock
+
+
+@contextmanager
+def _serving(fake: FakeTriton) -> Iterator[str]:
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            fake.over.set()
+            server.stop(grace=0).wait()
+
+
+def _generate(
+    fake: FakeTriton, request: GenerationRequest = REQUEST, *, told: list[Any] | None = None, **options: Any
+) -> GenerationResult:
+    listeners = {} if told is None else {"on_queued": told.append, "on_progress": told.append}
+    with _serving(fake) as url, TritonClient(url, **{"timeout": 10.0, **options}) as client:
+        return client.generate(request, request_id="job-7", **listeners)
+
+
+def _input(request: Any, name: str) -> bytes | None:
+    """An input's bytes, None where it was not sent."""
+    names = [tensor.name for tensor in request.inputs]
+    return bytes(request.raw_input_contents[names.index(name)]) if name in names else None
+
+
+def _deadline(request: Any) -> float:
+    data = _input(request, "deadline_s")
+    assert data is not None
+    return float(np.frombuffer(data, np.float32)[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("INVALID_ARG: seed: expected a, found b", InvalidRequestError),
+        ("RESOURCE_EXHAUSTED: full", ServiceUnavailableError),
+        ("Exceeds maximum queue size", ServiceUnavailableError),
+        ("Request for model 'multidiffusion' is not ready", ServiceUnavailableError),
+        ("Request for unknown model: 'multidiffusion' is not found", ServiceUnavailableError),
+        ("Stub process 'multidiffusion_0_0' is not healthy.", ServiceUnavailableError),
+        ("CANCELLED: deadline_s: expected 80 s at least, found 3", DeadlineExceededError),
+        ("INTERNAL: vae_decoder: out of memory", GenerationFailedError),
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequestError),
+        (grpc.StatusCode.UNAVAILABLE, ServiceUnavailableError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ServiceUnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceededError),
+        (grpc.StatusCode.INTERNAL, GenerationFailedError),
+    ],
+)
+def test_an_error_of_the_stream_becomes_the_exception_that_it_means(error: Any, kind: type[MultsdError]) -> None:
+    with pytest.raises(kind) as caught:
+        _generate(FakeTriton([[error]]))
+    assert caught.value.request_id == "job-7"
+
+
+def test_a_refusal_names_its_field() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        _generate(FakeTriton([["INVALID_ARG: num_inference_steps: expected 1, found 0"]]))
+    assert caught.value.errors == (FieldNote("ddim_steps", "expected 1, found 0"),)
+
+
+def test_a_full_model_says_when_to_come_again() -> None:
+    with pytest.raises(ServiceUnavailableError, match="32 waiting; try again in 42 s") as caught:
+        _generate(FakeTriton([[FULL.replace("in 0 s", "in 42 s")]]))
+    assert caught.value.retry_after == 42
+    assert not caught.value.answered
+
+
+def test_a_full_model_is_asked_again_when_it_says_until_it_paints(clock: Clock) -> None:
+    fake = FakeTriton([[FULL.replace("in 0 s", "in 7 s")], ["Exceeds maximum queue size"], [PICTURE]])
+
+    result = _generate(fake, retries=2)
+
+    assert result.seed == 7
+    assert [request.id for request in fake.requests] == ["job-7"] * 3
+    assert clock.pauses == [7, 2]  # the second was not told how long
+
+
+def test_after_the_last_retry_the_error_is_raised() -> None:
+    fake = FakeTriton([[FULL], [FULL], [PICTURE]])
+    with pytest.raises(ServiceUnavailableError):
+        _generate(fake, retries=1)
+    assert len(fake.requests) == 2
+
+
+def test_without_retries_a_request_is_sent_once(clock: Clock) -> None:
+    fake = FakeTriton([[FULL], [PICTURE]])
+    with pytest.raises(ServiceUnavailableError):
+        _generate(fake)
+    assert (len(fake.requests), clock.pauses) == (1, [])
+
+
+@pytest.mark.parametrize("update", [QUEUED, PROGRESS])
+@pytest.mark.parametrize("error", [FULL, grpc.StatusCode.UNAVAILABLE])
+def test_what_was_answered_in_part_is_not_asked_again(update: Any, error: Any) -> None:
+    fake, told = FakeTriton([[update, error], [PICTURE]]), list[Any]()
+    with pytest.raises(ServiceUnavailableError) as caught:
+        _generate(fake, told=told, retries=5)
+    assert caught.value.answered
+    assert (len(fake.requests), told) == (1, [Queued(3) if update is QUEUED else Progress(1, 2)])
+
+
+@pytest.mark.parametrize("error", ["INVALID_ARG: a: b", "CANCELLED: late", "INTERNAL: broken"])
+def test_what_was_refused_or_failed_is_not_asked_again(error: str) -> None:
+    fake = FakeTriton([[error], [PICTURE]])
+    with pytest.raises(MultsdError):
+        _generate(fake, retries=5)
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("deadline_s", [None, 30.0])  # with one, the model's inputs are asked for first
+def test_where_nobody_is_the_pause_doubles(deadline_s: float | None, clock: Clock) -> None:
+    request = GenerationRequest(prompt="a", deadline_s=deadline_s)
+    with TritonClient("127.0.0.1:1", retries=3) as client, pytest.raises(ServiceUnavailableError):
+        client.generate(request)
+    assert clock.pauses == [1, 2, 4]
+
+
+def test_another_attempt_is_told_what_is_left_of_the_deadline() -> None:
+    fake = FakeTriton([[FULL.replace("in 0 s", "in 50 s")], [PICTURE]])
+
+    _generate(fake, GenerationRequest(prompt="a", width=2, height=3, deadline_s=100), retries=1)
+
+    first, second = map(_deadline, fake.requests)
+    assert 80 < first <= 100
+    assert 30 < second <= first - 50
+
+
+def test_no_attempt_is_waited_for_past_the_deadline(clock: Clock) -> None:
+    fake = FakeTriton([[FULL.replace("in 0 s", "in 50 s")], [PICTURE]])
+    with pytest.raises(ServiceUnavailableError, match="try again in 50 s"):
+        _generate(fake, GenerationRequest(prompt="a", deadline_s=20), retries=5)
+    assert (len(fake.requests), clock.pauses) == (1, [])
+
+
+@pytest.mark.parametrize("inputs", [KNOWN, ("prompt",)])
+def test_a_deadline_is_kept_whether_or_not_the_model_knows_it(inputs: Sequence[str]) -> None:
+    fake = FakeTriton([[PROGRESS, None], [PICTURE]], inputs=inputs)
+    with pytest.raises(DeadlineExceededError, match="no reply in time"):
+        _generate(fake, GenerationRequest(prompt="a", deadline_s=1.0), timeout=600.0, retries=5)
+    [request] = fake.requests
+    assert (_input(request, "deadline_s") is not None) is ("deadline_s" in inputs)
+
+
+def test_a_deadline_of_no_time_is_the_models_to_refuse() -> None:
+    fake = FakeTriton([["INVALID_ARG: deadline_s: expected more, found 0"]])
+    with pytest.raises(InvalidRequestError, match="expected more"):
+        _generate(fake, GenerationRequest(prompt="a", deadline_s=0.0))
+    assert _deadline(fake.requests[0]) == 0
+
+
+def test_previews_that_the_model_does_not_make_get_a_warning() -> None:
+    request = GenerationRequest(prompt="a", width=2, height=3, preview_every=5)
+    older, newer = FakeTriton(inputs=("prompt",)), FakeTriton()
+
+    assert _generate(older, request, told=[]).warnings == (
+        FieldNote("preview_every", "not used, the served model makes no previews"),
+        CUT,
+    )
+    assert _input(older.requests[0], "preview_every") is None
+    assert _generate(newer, request, told=[]).warnings == (CUT,)
+    assert _input(newer.requests[0], "preview_every") == np.array([5], np.int32).tobytes()
+
+
+def test_a_png_has_no_quality_and_says_so() -> None:
+    request = GenerationRequest(prompt="a", width=2, height=3, output_format="png", quality=50)
+    expected = (CUT, FieldNote("quality", "not used, PNG keeps every pixel as it is"))
+    assert _generate(FakeTriton(), request).warnings == expected
+
+
+def test_a_picture_carries_its_parameters_unless_told_not_to() -> None:
+    carrying, plain = _generate(FakeTriton()), _generate(FakeTriton(), embed=False)
+
+    assert replay.read(carrying.image)[0]["bg_prompt"] == "a beach"
+    assert carrying.warnings == plain.warnings == (CUT,)
+    assert plain.media_type == "image/jpeg"
+    with pytest.raises(ValueError, match="found none"):
+        replay.read(plain.image)
+
+
+def test_parameters_that_do_not_fit_are_told_of() -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (512, 512), np.uint8)
+    regions = (Region(RunLengths.from_mask(noise), "sand"),)
+    request = GenerationRequest(prompt="a", width=512, height=512, regions=regions)
+
+    result = _generate(FakeTriton(), request)
+
+    assert [note.field for note in result.warnings] == ["bg_prompt", "output_format"]
+    assert "the picture does not carry its parameters: expected at most 65533 bytes" in result.warnings[1].message
+    with pytest.raises(ValueError, match="found none"):
+        replay.read(result.image)
+    assert _generate(FakeTriton(), request, embed=False).warnings == (CUT,)
+
+
+def test_a_format_that_is_none_is_refused_before_anything_is_painted() -> None:
+    fake = FakeTriton()
+    with pytest.raises(ValueError, match="output_format: expected jpeg, png, webp, found 'gif'"):
+        _generate(fake, GenerationRequest(prompt="a", output_format="gif"))
+    assert fake.requests == []

@@ -1,0 +1,77 @@
+"""A model whose process dies or hangs under a request: Triton keeps the stream open, so the painter has to find out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from multsd_gateway.errors import ModelUnavailableError
+from multsd_gateway.inference import TritonPainter
+from tests.unit.gateway.test_inference import PROGRESS, FakeTriton, _paint, _with
+
+REFUSAL = service_pb2.ModelStreamInferResponse(error_message="INVALID_ARG: height: expected 64 to 4096, found 1")
+DEAD = service_pb2.ModelStreamInferResponse(error_message="Stub process 'multidiffusion_0_0' is not healthy.")
+
+
+@dataclass
+class ProbedTriton(FakeTriton):
+    """A stream that never ends. A probe, which has no id, is answered by `answer`, or by nothing."""
+
+    answer: Any = None
+    probes: int = 0
+    several: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async for request in requests:
+            if not request.id:
+                self.probes += 1
+                if self.probes == 4:
+                    self.several.set()
+                if self.answer is not None:
+                    yield self.answer
+                await asyncio.sleep(3600)
+            break
+        async for response in super().ModelStreamInfer(requests, context):
+            yield response
+
+    async def ModelMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        tensor = service_pb2.ModelMetadataResponse.TensorMetadata(name="height", datatype="INT32", shape=[1])
+        return service_pb2.ModelMetadataResponse(inputs=[tensor])
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_PING_SECONDS", 0.05), ("_PROBE_SECONDS", 0.05), ("_HUNG_SECONDS", 0.3)):
+        monkeypatch.setattr(f"multsd_gateway.inference.{name}", seconds)
+
+
+@pytest.mark.parametrize("answer", [DEAD, None], ids=["dead", "hung"])
+def test_requests_end_and_the_model_is_not_ready(answer: Any) -> None:
+    triton = ProbedTriton(responses=[PROGRESS], answer=answer, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> list[str]:
+        ended = await asyncio.gather(_paint(painter), _paint(painter), return_exceptions=True)
+        assert [type(error) for error in ended] == [ModelUnavailableError] * 2
+        assert {str(error) for error in ended} == {"no sign of life from multidiffusion"}
+        assert triton.probes == 1, "one serves all requests"
+        return await painter.missing(["multidiffusion"])
+
+    assert _with(triton, use) == ["multidiffusion"]
+
+
+def test_a_model_that_refuses_probes_is_waited_for() -> None:
+    triton = ProbedTriton(responses=[PROGRESS], answer=REFUSAL, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> list[str]:
+        painting = asyncio.create_task(_paint(painter))
+        await triton.several.wait()
+        assert not painting.done()
+        painting.cancel()
+        return await painter.missing(["multidiffusion"])
+
+    assert _with(triton, use) == []

@@ -1,0 +1,78 @@
+"""What the orchestrator counts, on families that remember what they are told."""
+
+from typing import Any
+
+from metrics import CALLS, COUNTER, COUNTERS, GAUGE, GAUGES, HISTOGRAM, HISTOGRAMS, SECONDS, Metrics
+
+
+class Metric:
+    """As Triton's: a counter is incremented, a gauge set, a histogram observes."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.observed: list[float] = []
+
+    def increment(self, amount: float) -> None:
+        assert amount > 0
+        self.value += amount
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def observe(self, value: float) -> None:
+        self.observed.append(value)
+
+
+class Family:
+    """As Triton's: refuses buckets of anything but a histogram, and a histogram without them."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.metrics: dict[str, Metric] = {}
+
+    def Metric(self, *, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802 - Triton's
+        assert (buckets is not None) == (self.kind == HISTOGRAM)
+        assert buckets in (None, sorted(SECONDS))
+        return self.metrics.setdefault(",".join(labels.values()), Metric())
+
+
+def made() -> tuple[Metrics, dict[str, Family]]:
+    families: dict[str, Family] = {}
+
+    def make_family(name: str, description: str, kind: str) -> Any:
+        assert description
+        assert name not in families
+        families[name] = Family(kind)
+        return families[name]
+
+    return Metrics(make_family), families
+
+
+def test_every_metric_is_there_from_the_start_at_zero() -> None:
+    _, families = made()
+    kinds = {name: family.kind for name, family in families.items()}
+    expected = {
+        **dict.fromkeys(COUNTERS, COUNTER),
+        **dict.fromkeys(GAUGES, GAUGE),
+        **dict.fromkeys(HISTOGRAMS, HISTOGRAM),
+    }
+    assert kinds == expected | {CALLS: COUNTER}
+    assert all(families[name].metrics[""].value == 0 for name in expected)
+
+
+def test_calls_are_counted_by_their_rows_and_rows_apart_from_padding() -> None:
+    metrics, families = made()
+    for rows, padded in ((16, 0), (3, 13), (3, 13)):
+        metrics.count_call(rows, padded=padded)
+    assert {rows: metric.value for rows, metric in families[CALLS].metrics.items()} == {"16": 1, "3": 2}
+    assert families["multsd_unet_rows_total"].metrics[""].value == 22
+    assert families["multsd_unet_rows_padded_total"].metrics[""].value == 26
+
+
+def test_gauges_are_set_and_histograms_observe() -> None:
+    metrics, families = made()
+    metrics.show({"multsd_running_requests": 3, "multsd_waiting_rows": 7})
+    metrics.observe("multsd_step_seconds", 0.25)
+    assert families["multsd_running_requests"].metrics[""].value == 3
+    assert families["multsd_waiting_rows"].metrics[""].value == 7
+    assert families["multsd_step_seconds"].metrics[""].observed == [0.25]
