@@ -66,10 +66,15 @@ class Profile:
         return self.models.get(model, self.other_models)
 
 
+def _parameters(**values: str) -> str:
+    return "".join(f'parameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)
+
+
 CUDA_GRAPHS = "cuda_graphs"  # the variant that profiles of GPUs have
 # Each instance serves one blocking request after the other; the work is done elsewhere.
 UNARY = "instance_group { kind: KIND_CPU count: 4 }"
 OTHER_MODELS = "instance_group { kind: KIND_CPU count: 1 }"
+ORCHESTRATOR_OF_GPU = OTHER_MODELS + _parameters(unet_calls_ahead="1")
 
 
 def _onnxruntime(*, release_memory: bool) -> str:
@@ -159,6 +164,7 @@ TENSORRT = Profile(
         "unet": _tensorrt(UNET_BATCHING),
         "vae_decoder": _tensorrt(VAE_BATCHING),
         "vae_encoder": _tensorrt(VAE_BATCHING),
+        "multidiffusion": ORCHESTRATOR_OF_GPU,
         "multidiffusion_unary": UNARY,
     },
     other_models=OTHER_MODELS,
@@ -181,6 +187,7 @@ def torch_profile(device: Device = Device.GPU) -> Profile:
             "unet": _torch(device, UNET_BATCHING),
             "vae_decoder": _torch(device, VAE_BATCHING),
             "vae_encoder": _torch(device, VAE_BATCHING),
+            "multidiffusion": ORCHESTRATOR_OF_GPU if gpu else OTHER_MODELS,
             "multidiffusion_unary": UNARY,
         },
         other_models=OTHER_MODELS,
@@ -200,10 +207,6 @@ def _torch(device: Device, batching: str) -> str:
         {_parameters(execution="eager", channels_last="false", intra_op_threads="0")}
         {batching}
     """
-
-
-def _parameters(**values: str) -> str:
-    return "".join(f'parameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)
 
 
 def _torch_variant(execution: str, *, channels_last: bool) -> dict[str, str]:

@@ -65,7 +65,7 @@ def running_service(repository: Path = REPOSITORY, **settings: int) -> Iterator[
 
 
 def simulated_repository(folder: Path, seconds: Mapping[str, tuple[float, float]]) -> Path:
-    """The composed repository with some networks replaced by the simulation: name -> (seconds a call, a row)."""
+    """The composed repository with some networks replaced by a GPU's simulation: name -> (seconds a call, a row)."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(REPOSITORY, folder)
     for name, (fixed, row) in seconds.items():
@@ -75,6 +75,10 @@ def simulated_repository(folder: Path, seconds: Mapping[str, tuple[float, float]
         config.parameters["row_seconds"].string_value = str(row)
         file.write_text(text_format.MessageToString(config))
         shutil.copyfile(SIMULATION, folder / name / "1" / "model.py")
+    file = folder / "multidiffusion" / "config.pbtxt"
+    config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+    config.parameters["unet_calls_ahead"].string_value = "1"  # as in the profiles of GPUs
+    file.write_text(text_format.MessageToString(config))
     return folder
 
 

@@ -24,6 +24,7 @@ class _Waiting:
 
     denoising: Denoising
     completed: asyncio.Future[None]
+    small: bool  # its step is no longer than a turn
 
     @property
     def new(self) -> bool:
@@ -87,28 +88,49 @@ class UNetBatcher:
     Canvases take turns, in which each may have half of a call: small steps go out whole, so that their canvases soon
     have more rows to offer. (Were every canvas given as many rows as the others, equal ones would end their steps all
     together and leave every second call half empty.) One canvas alone waits for nobody, one with many rows is spread
-    over calls, and one that comes later is the first in the very next call.
+    over calls, and one that comes later is the first in the next call that is filled.
+
+    The way to the UNet and back takes a while, in which it is idle. Calls ahead wait at the UNet's door instead, where
+    that costs nobody much: if small steps fill half of a call, which is rows enough for the UNet to work on while the
+    rows of the call before come back; or a whole call if only wide canvases are there. A small step beside a wide
+    canvas never finds more than one call before its own.
     """
 
-    def __init__(self, unet: CallUNet, *, max_batch_size: int, calls: int = 1) -> None:
-        """calls: at a time; as many as the UNet has instances."""
+    def __init__(self, unet: CallUNet, *, max_batch_size: int, calls: int = 1, ahead: int = 0) -> None:
+        """calls: at a time; as many as the UNet has instances. ahead: so many more, under the conditions above."""
         self._unet = unet
         self._max_batch_size = max_batch_size
         self._calls = calls
+        self._most_calls = calls + ahead
         self._queue: deque[_Waiting] = deque()  # canvases with untaken rows, whose turn is next at the front
+        self._small_steps = 0  # that are not complete
         self._working = 0
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself would forget them
 
     async def complete_step(self, denoising: Denoising) -> None:
         """Have every row of the canvas's step predicted. Raises what the UNet's call raised for one of them."""
-        waiting = _Waiting(denoising, asyncio.get_running_loop().create_future())
+        small = denoising.untaken <= turn(self._max_batch_size)
+        waiting = _Waiting(denoising, asyncio.get_running_loop().create_future(), small)
         self._queue.append(waiting)
-        if self._working < self._calls:
+        self._small_steps += small
+        self._hire()
+        try:
+            await waiting.completed
+        finally:
+            self._small_steps -= small
+
+    def _hire(self) -> None:
+        """Have one more worker where one is missing."""
+        if self._working < self._calls or (self._working < self._most_calls and self._worth_a_call_ahead()):
             self._working += 1
             worker = asyncio.ensure_future(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
-        await waiting.completed
+
+    def _worth_a_call_ahead(self) -> bool:
+        if self._small_steps:
+            return self._waiting_small_rows() >= turn(self._max_batch_size)
+        return sum(each.untaken for each in self._queue) >= self._max_batch_size
 
     async def _work(self) -> None:
         try:
@@ -117,7 +139,7 @@ class UNetBatcher:
             self._working -= 1  # at once: whoever comes next has to find out that nobody works
 
     async def _make_calls(self) -> None:
-        """Call the UNet until nobody waits."""
+        """Call the UNet until nobody waits, or as one of those ahead until that is not worth it."""
         answers: deque[_Answer] = deque()
         while True:
             # One by one, so that a canvas whose step is complete hands in its next before the call is filled; once the
@@ -125,19 +147,24 @@ class UNetBatcher:
             while answers and not self._full_of_small_steps():
                 answers.popleft().give()
                 await asyncio.sleep(0)
+            if not answers and self._working > self._calls and not self._worth_a_call_ahead():
+                return
             parts = self._fill()
             if not parts:
                 return
             call = asyncio.ensure_future(self._predict(parts))
             await asyncio.sleep(0)
+            self._hire()
             while answers:
                 answers.popleft().give()
                 await asyncio.sleep(0)
             answers.extend(await call)
 
     def _full_of_small_steps(self) -> bool:
-        small = (each.untaken for each in self._queue if each.untaken <= turn(self._max_batch_size))
-        return sum(small) >= self._max_batch_size
+        return self._waiting_small_rows() >= self._max_batch_size
+
+    def _waiting_small_rows(self) -> int:
+        return sum(each.untaken for each in self._queue if each.untaken <= turn(self._max_batch_size))
 
     def _fill(self) -> list[_Part]:
         """Take the next call's rows."""

@@ -7,6 +7,13 @@ COUNTER, GAUGE, HISTOGRAM = "COUNTER", "GAUGE", "HISTOGRAM"  # Triton's names of
 
 # Triton's family of one name: (name, description, kind) -> what makes metrics of labels. It has to outlive them.
 MakeFamily = Callable[[str, str, str], Any]
+Change = Callable[[float], object]  # of a metric
+
+
+def at_once(change: Change, value: float) -> None:
+    """Make a change now."""
+    change(value)
+
 
 COUNTERS = {
     "multsd_unet_rows_total": "UNet rows evaluated, those of requests that were not finished too",
@@ -36,7 +43,9 @@ HISTOGRAMS = {
 class Metrics:
     """Every metric under its name, from the start: a rate needs the zero before the first event."""
 
-    def __init__(self, make_family: MakeFamily) -> None:
+    def __init__(self, make_family: MakeFamily, make: Callable[[Change, float], None] = at_once) -> None:
+        """make: makes a change, in the order of the calls, perhaps later."""
+        self._make = make
         self._calls = make_family(CALLS, "UNet calls, by the rows that shared one", COUNTER)
         self._calls_of: dict[int, Any] = {}  # by rows
         kinds = ((COUNTER, COUNTERS), (GAUGE, GAUGES), (HISTOGRAM, HISTOGRAMS))
@@ -53,21 +62,21 @@ class Metrics:
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a counter."""
         if amount:
-            self._metrics[name].increment(amount)
+            self._make(self._metrics[name].increment, amount)
 
     def show(self, values: Mapping[str, float]) -> None:
         """Set gauges."""
         for name, value in values.items():
-            self._metrics[name].set(value)
+            self._make(self._metrics[name].set, value)
 
     def observe(self, name: str, seconds: float) -> None:
         """Add to a histogram."""
-        self._metrics[name].observe(seconds)
+        self._make(self._metrics[name].observe, seconds)
 
     def count_call(self, rows: int, *, padded: int) -> None:
         """A call of the UNet that so many rows shared, and so many more that nobody wanted."""
         if rows not in self._calls_of:
             self._calls_of[rows] = self._calls.Metric(labels={"rows": str(rows)})
-        self._calls_of[rows].increment(1)
+        self._make(self._calls_of[rows].increment, 1)
         self.count("multsd_unet_rows_total", rows)
         self.count("multsd_unet_rows_padded_total", padded)

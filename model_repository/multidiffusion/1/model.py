@@ -51,6 +51,7 @@ FAILURES = {
     DeadlineError: "multsd_requests_expired_total",
 }
 
+CANCELLED_EVERY = 0.25  # seconds between looks whether the client has gone, each a message to Triton and back
 OTHER_CALLS = 32  # of text encoders and of the VAE at a time
 SPARE_THREADS = 8  # for calls of the UNet
 
@@ -69,13 +70,16 @@ class TritonPythonModel:
             self._call_unet,
             max_batch_size=self.checkpoint.unet_max_batch_size,
             calls=int(config["parameters"]["unet_calls"]["string_value"]),
+            ahead=int(config["parameters"]["unet_calls_ahead"]["string_value"]),
         )
         self.deterministic = flag(config, "deterministic")
         self.calls = Calls(float(config["parameters"]["network_seconds"]["string_value"]))
         self.text_turn = asyncio.Lock() if self.deterministic else nullcontext()
-        self.metrics = Metrics(make_family)
+        self.aside = Aside()
+        self.metrics = Metrics(make_family, self.aside.call)
         self.counted = {"hits": 0, "misses": 0}
         self.pace = Pace()
+        self.answered = -math.inf  # when the UNet's last answer came, by the monotonic clock
         self.admission = Admission(
             running=self.limits.max_running,
             waiting=self.limits.max_waiting,
@@ -108,6 +112,7 @@ class TritonPythonModel:
         except Exception as error:  # the one place where errors become codes
             self._count_failure(error)
             response = pb_utils.InferenceResponse(error=to_triton_error(error, request))
+        await self.aside.done()  # whoever has the answer finds it counted
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def _admit(self, request: Any, sender: Any) -> Any:
@@ -184,7 +189,9 @@ class TritonPythonModel:
         taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
         started = time.monotonic()
         prediction = (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
-        self.pace.saw(len(rows), time.monotonic() - started)
+        # A call ahead has waited for the one before.
+        self.pace.saw(len(rows), -max(started, self.answered) + (ended := time.monotonic()))
+        self.answered = ended
         self.metrics.count_call(len(rows), padded=len(sent) - len(rows))
         return prediction[: len(rows)]
 
@@ -229,6 +236,28 @@ class BlsNetworks:
         """Decode one canvas."""
         inputs = {"latent_sample": latents.numpy()}
         return (await self._model.calls.call("vae_decoder", ["sample"], inputs, self._request_id))["sample"]
+
+
+class Aside:
+    """Calls of Triton that nobody waits for, in order, in a thread of their own: each is a message there and back."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+
+    def call(self, function: Callable[[float], object], value: float) -> None:
+        """Have it called soon; an error is logged."""
+        self._thread.submit(self._logged, function, value)
+
+    async def done(self) -> None:
+        """Wait until everything was called."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+
+    @staticmethod
+    def _logged(function: Callable[[float], object], value: float) -> None:
+        try:
+            function(value)
+        except Exception as error:  # a metric fails no request
+            pb_utils.Logger.log_error(f"metrics: {type(error).__name__}: {error}")
 
 
 class Calls:
@@ -321,12 +350,16 @@ class Progress:
         self._sender = sender
         self._outputs = frozenset(request.requested_output_names()) if wanted else frozenset()
         self._ends = ends
+        self._looked = -math.inf
 
     def check(self, at_least: float = 0.0) -> None:
         """Raises CancelledRequestError when the client has gone, DeadlineError where fewer seconds are left."""
-        if self._sender.is_cancelled():
-            raise CancelledRequestError("cancelled by the client")
-        left = self._ends - time.monotonic()
+        now = time.monotonic()
+        if now >= self._looked + CANCELLED_EVERY:
+            self._looked = now
+            if self._sender.is_cancelled():
+                raise CancelledRequestError("cancelled by the client")
+        left = self._ends - now
         if left < at_least:
             needed = f"at least {at_least:.1f} s more are needed" if at_least else "not done"
             raise DeadlineError(f"{needed}, {max(left, 0):.1f} s are left")

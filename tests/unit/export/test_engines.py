@@ -135,7 +135,8 @@ def test_queues_hold_what_the_orchestrator_may_have_under_way(options: Options, 
     limits = {name: each.string_value for name, each in served["multidiffusion"].parameters.items()}
     texts = int(limits["max_running"]) * int(limits["max_regions"]) * 2
     assert served["text_encoder"].dynamic_batching.default_queue_policy.max_queue_size >= texts
-    assert served["unet"].dynamic_batching.default_queue_policy.max_queue_size >= int(limits["unet_calls"])
+    calls = int(limits["unet_calls"]) + int(limits["unet_calls_ahead"])
+    assert served["unet"].dynamic_batching.default_queue_policy.max_queue_size >= calls > int(limits["unet_calls"])
     assert served["vae_decoder"].dynamic_batching.default_queue_policy.max_queue_size >= int(limits["max_running"])
     assert sum(group.count for group in served["unet"].instance_group) == int(limits["unet_calls"])
 

@@ -188,8 +188,62 @@ def test_only_as_many_calls_run_as_the_unet_has_instances() -> None:
     assert [asyncio.run(run(calls)) for calls in (1, 2)] == [1, 2]
 
 
-@pytest.mark.parametrize("calls", [1, 3])
-def test_shared_calls_give_every_canvas_the_bits_that_it_gets_alone(unet: Any, calls: int) -> None:
+def calls_under_way(widths: list[int], *, max_batch_size: int, ahead: int) -> list[int]:
+    """Rows of the calls that go out before the first comes back, of canvases that come in this order."""
+
+    async def run() -> list[int]:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=max_batch_size, ahead=ahead)
+        canvases = [make_canvas(WINDOW + width, seed, steps=2) for seed, width in enumerate(widths)]
+        tasks = [asyncio.ensure_future(paint(canvas, batcher)) for canvas in canvases]
+        await settle()
+        under_way = list(unet.sizes)
+        for _ in range(100):
+            unet.let_go.release()
+        await asyncio.gather(*tasks)
+        assert sum(unet.sizes) == sum(2 * 2 * (width + 1) for width in widths)
+        return under_way
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("widths", "under_way"),
+    [
+        ([0, 0, 0, 0, 0, 0], [8, 4]),  # six steps of two rows: half of a call is ready
+        ([0, 0, 0, 0, 0], [8]),  # it is not
+        ([20], [8, 8]),  # one wide canvas alone
+        ([5], [8]),  # what it has left fills no call
+        ([20, 20], [8, 8]),
+        ([20, 0], [8]),  # the small one's next step would have to wait for a call more
+        ([20, 0, 0, 0, 0, 0, 0], [8, 8]),
+    ],
+)
+def test_a_call_waits_ahead_where_it_costs_nobody_much(widths: list[int], under_way: list[int]) -> None:
+    assert calls_under_way(widths, max_batch_size=8, ahead=1) == under_way
+    assert calls_under_way(widths, max_batch_size=8, ahead=0) == [8]
+
+
+def test_a_small_step_beside_a_wide_canvas_never_finds_more_than_one_call_before_its_own() -> None:
+    async def run() -> list[int]:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=8, ahead=1)
+        wide, small = make_canvas(WINDOW + 40, seed=0, steps=1), make_canvas(WINDOW, seed=1, steps=4)
+        tasks = [asyncio.ensure_future(paint(wide, batcher))]
+        await settle()
+        tasks.append(asyncio.ensure_future(paint(small, batcher)))
+        for _ in range(60):
+            await settle()
+            unet.let_go.release()
+        await asyncio.gather(*tasks)
+        return unet.rows_of(small)
+
+    rows = asyncio.run(run())
+    assert rows[:6] == [0, 0, 2, 2, 2, 2]  # two calls were under way when it came; from then on every call has its step
+
+
+@pytest.mark.parametrize(("calls", "ahead"), [(1, 0), (3, 0), (1, 1), (2, 2)])
+def test_shared_calls_give_every_canvas_the_bits_that_it_gets_alone(unet: Any, calls: int, ahead: int) -> None:
     """Also where calls end in another order than they began."""
     real = network(unet.to(torch.float32))
 
@@ -199,7 +253,7 @@ def test_shared_calls_give_every_canvas_the_bits_that_it_gets_alone(unet: Any, c
         return torch.cat([real(one) for one in single_rows(rows)])
 
     async def together() -> list[Tensor]:
-        batcher = UNetBatcher(slow, max_batch_size=MAX_BATCH_SIZE, calls=calls)
+        batcher = UNetBatcher(slow, max_batch_size=MAX_BATCH_SIZE, calls=calls, ahead=ahead)
         return await asyncio.gather(*(paint(make_canvas(WINDOW + seed, seed), batcher) for seed in range(5)))
 
     for seed, latents in enumerate(asyncio.run(together())):

@@ -76,3 +76,24 @@ def test_gauges_are_set_and_histograms_observe() -> None:
     assert families["multsd_running_requests"].metrics[""].value == 3
     assert families["multsd_waiting_rows"].metrics[""].value == 7
     assert families["multsd_step_seconds"].metrics[""].observed == [0.25]
+
+
+def test_changes_may_be_made_later_in_their_order() -> None:
+    later: list[tuple[Any, float]] = []
+    families: dict[str, Family] = {}
+    metrics = Metrics(
+        lambda name, _, kind: families.setdefault(name, Family(kind)),
+        lambda change, value: later.append((change, value)),
+    )
+    metrics.show({"multsd_waiting_rows": 7})
+    metrics.count_call(16, padded=0)
+    metrics.observe("multsd_step_seconds", 0.25)
+    metrics.show({"multsd_waiting_rows": 0})
+    assert families["multsd_unet_rows_total"].metrics[""].value == 0
+    for change, value in later:
+        change(value)
+    assert [value for _, value in later] == [7, 1, 16, 0.25, 0]
+    assert families[CALLS].metrics["16"].value == 1
+    assert families["multsd_unet_rows_total"].metrics[""].value == 16
+    assert families["multsd_waiting_rows"].metrics[""].value == 0
+    assert families["multsd_step_seconds"].metrics[""].observed == [0.25]
