@@ -38,6 +38,7 @@ OnProgress = Callable[[Update], Awaitable[None]]
 # What `multidiffusion` says of a network that hangs; Triton calls it ready all the while.
 _SILENT = re.compile(r"(\w+): no answer for [\d.]+ s")
 
+_END_SECONDS = 2.0  # after its picture, in which Triton ends a stream
 _PING_SECONDS = 1.0
 _PROBE_SECONDS = 3.0
 _SUSPECT_SECONDS = 1.0  # that a model under suspicion has to refuse a request
@@ -149,6 +150,7 @@ class TritonPainter:
         try:
             async with self._while_alive():
                 picture = await _last(call, on_progress)
+            await _ended(call)
         except grpc.RpcError as error:
             message = error.details() or ""
             self._suspect(message)
@@ -310,3 +312,13 @@ async def _last(
         if on_progress is not None:
             await on_progress(update)
     raise ModelFailedError("the stream ended without a picture")
+
+
+async def _ended(call: AsyncIterator[Any]) -> None:
+    """Let Triton end a stream that has given its picture: of one that is cancelled before, it keeps what it sent."""
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in call:
+                pass
+    except (TimeoutError, grpc.RpcError) as error:
+        log.warning("a stream did not end after its picture: %s", error or "timeout")

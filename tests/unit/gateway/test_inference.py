@@ -59,11 +59,13 @@ UNKNOWN_MODEL = service_pb2.ModelStreamInferResponse(
 
 @dataclass
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers a stream with `responses`, then with `code` or by waiting for ever."""
+    """Answers a stream with `responses`, then ends it after a picture, or with `code`, or else waits for ever."""
 
     responses: list[Any] = field(default_factory=lambda: [PROGRESS, FINAL])
     code: grpc.StatusCode | None = None
     hangs: bool = False
+    ends: bool = True
+    ended: bool = False
     loaded: tuple[str, ...] = ()
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -80,6 +82,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             yield response
         if self.code is not None:
             await context.abort(self.code, "seed: expected a, found b")
+        if self.ends and self.responses[-1] is FINAL:
+            self.ended = True
+            return
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -145,22 +150,31 @@ def _with(triton: FakeTriton, use: Callable[[TritonPainter], Awaitable[Any]], **
     return asyncio.run(scenario())
 
 
-def test_a_picture_and_its_progress_come_through_and_the_stream_is_closed() -> None:
+def test_a_picture_and_its_progress_come_through_and_triton_ends_the_stream() -> None:
     triton = FakeTriton()
     told: list[Update] = []
 
-    async def use(painter: TritonPainter) -> Picture:
-        picture = await _paint(painter, told)
-        await asyncio.wait_for(triton.cancelled.wait(), timeout=5)
-        return picture
+    picture = _with(triton, lambda painter: _paint(painter, told))
 
-    picture = _with(triton, use)
-
+    assert triton.ended
+    assert not triton.cancelled.is_set()
     assert picture.image.ravel().tolist() == list(range(18))
     assert picture.image.shape == (2, 3, 3)
     assert picture.warnings == ({"field": "prompt[0]", "message": "cut"},)
     assert picture.report == {"unet_rows": 3}
     assert told == [Progress(1, 2)]
+
+
+def test_a_stream_that_does_not_end_is_closed_and_its_picture_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multsd_gateway.inference._END_SECONDS", 0.2)
+    triton = FakeTriton(ends=False)
+
+    async def use(painter: TritonPainter) -> Picture:
+        picture = await _paint(painter)
+        await asyncio.wait_for(triton.cancelled.wait(), timeout=5)
+        return picture
+
+    assert _with(triton, use).image.shape == (2, 3, 3)
 
 
 def test_the_request_carries_id_model_and_tensors() -> None:
