@@ -321,4 +321,4 @@ async def _ended(call: AsyncIterator[Any]) -> None:
             async for _ in call:
                 pass
     except (TimeoutError, grpc.RpcError) as error:
-        log.warning("a stream did not end after its picture: %s", error or "timeout")
+        log.warning("a stream did not end after its picture: %s", type(error).__name__)

@@ -24,7 +24,6 @@ class _Waiting:
 
     denoising: Denoising
     completed: asyncio.Future[None]
-    small: bool  # its step is no longer than a turn
 
     @property
     def new(self) -> bool:
@@ -110,7 +109,7 @@ class UNetBatcher:
     async def complete_step(self, denoising: Denoising) -> None:
         """Have every row of the canvas's step predicted. Raises what the UNet's call raised for one of them."""
         small = denoising.untaken <= turn(self._max_batch_size)
-        waiting = _Waiting(denoising, asyncio.get_running_loop().create_future(), small)
+        waiting = _Waiting(denoising, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._small_steps += small
         self._hire()

@@ -189,8 +189,8 @@ class TritonPythonModel:
         taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
         started = time.monotonic()
         prediction = (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
-        # A call ahead has waited for the one before.
-        self.pace.saw(len(rows), -max(started, self.answered) + (ended := time.monotonic()))
+        ended = time.monotonic()
+        self.pace.saw(len(rows), ended - max(started, self.answered))  # a call ahead has waited for the one before
         self.answered = ended
         self.metrics.count_call(len(rows), padded=len(sent) - len(rows))
         return prediction[: len(rows)]
