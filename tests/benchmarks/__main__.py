@@ -13,7 +13,16 @@ SOURCES = (ROOT / "export", ROOT / "model_repository" / "multidiffusion" / "1")
 def main() -> None:
     """Run a benchmark with the sources in reach."""
     sys.path[:0] = [str(folder) for folder in SOURCES]
-    from tests.benchmarks import gateway, gpu_run, load_run, quality_run, request_run, strides_run, tritons
+    from tests.benchmarks import (
+        gateway,
+        gpu_run,
+        gpu_variants_run,
+        load_run,
+        quality_run,
+        request_run,
+        strides_run,
+        tritons,
+    )
 
     app = typer.Typer(add_completion=False, no_args_is_help=True)
     app.command("request")(request_run.main)
@@ -21,6 +30,7 @@ def main() -> None:
     app.command("strides")(strides_run.main)
     app.command("gateway")(gateway.main)
     app.command("gpu")(gpu_run.main)
+    app.command("gpu-variants")(gpu_variants_run.main)
     app.command("tritons")(tritons.main)
     app.add_typer(load_run.app, name="load", help="Many requests at once.")
     app()

@@ -4,12 +4,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+import torch
+
 from multsd_export.rehearsal.configs import PUBLISHED
 from multsd_export.rehearsal.random_checkpoint import write_random_checkpoint
 from tests.benchmarks.request_cases import Case
 from tests.small_checkpoints import STRUCTURES, write_small_checkpoint
 
 CELL = 8  # pixels per latent cell
+CPU = torch.device("cpu")
 
 
 class Size(StrEnum):
@@ -32,8 +35,8 @@ class Subject:
         """For tables and folders."""
         return f"{self.family}-{self.size}"
 
-    def write_checkpoint(self, folder: Path) -> None:
-        """Random weights, the same in every run."""
+    def write_checkpoint(self, folder: Path, device: torch.device = CPU) -> None:
+        """Random weights, the same in every run on a device, which draws those of true size."""
         if self.size is Size.TINY:
             write_small_checkpoint(folder, self.family)
             return
@@ -43,7 +46,7 @@ class Subject:
             unet = {**published.unet, "sample_size": self.window, "upcast_attention": False}
             published = replace(published, title="Stable Diffusion 2 base", unet=unet, scheduler=scheduler)
         folder.mkdir(parents=True)
-        write_random_checkpoint(published, folder)
+        write_random_checkpoint(published, folder, device=device)
 
     def cases(self) -> tuple[Case, ...]:
         """The requests; of tiny networks smaller in the same proportion, and with a tenth of the steps."""

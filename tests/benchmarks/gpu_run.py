@@ -9,12 +9,16 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 from rich.console import Console
@@ -26,13 +30,15 @@ from multsd_export.artefacts import Effort
 from multsd_export.build import build
 from multsd_export.checkpoint import Checkpoint, read_checkpoint
 from multsd_export.compose import VARIANTS_FOLDER
-from multsd_export.manifest import export_inputs
+from multsd_export.manifest import export_inputs, is_current
 from multsd_export.networks import networks_of
 from multsd_export.profiles import TORCH_VARIANTS, Device, Profile, torch_profile
 from multsd_export.verify.networks import network_batches, slice_rows
 from multsd_export.verify.picture import LATENT_LIMITS
 from multsd_export.verify.server import Server
-from multsd_gateway.stack.supervisor import running_stack
+from multsd_gateway.stack.supervisor import stopped_at_the_end
+from multsd_gateway.stack.triton import start_triton
+from multsd_gateway.stack.waiting import wait_until_ready
 from pipeline import prepare
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import eager_networks, row_flops
@@ -45,9 +51,12 @@ MODEL = "multidiffusion"
 ORCHESTRATION_GOAL = 0.05  # share of a request's time
 TFLOPS_GOAL = 350  # at 16 rows
 AT_ONCE = 8
+SHARE_AT_ONCE = 5  # a rate does not need every step: requests at once have this part of them
+STOP_SECONDS = 2  # until Triton, which unloads models for ten, is killed
 ROW_COUNTS = (1, 2, 4, 8, 16)
-TIMED_CALLS = 10
+TIMED_CALLS = 5
 Row = dict[str, Any]
+Latents = npt.NDArray[np.float32]  # (1, 4, h, w)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,35 @@ class Bench:
         return [network.name for network in networks_of(self.checkpoint)]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Tells what goes on, and writes what has been measured whenever a stage ends."""
+
+    console: Console
+    file: Path
+    results: Row
+
+    def tell(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def write(self) -> None:
+        """All results so far."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.results, indent=2) + "\n")
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """Tell when it begins and how many seconds it took."""
+        self.tell(f"{title} ...")
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.tell(f"{title}: {time.perf_counter() - started:.1f} s")
+            self.write()
+
+
 def main(
     size: Annotated[Size | None, typer.Option(help="Left out: true size on a GPU, tiny without one.")] = None,
     variant: Annotated[
@@ -84,66 +122,140 @@ def main(
     if not gpu:
         torch.set_num_threads(1)  # tiny networks' threads only wait for each other
     device = torch.device("cuda" if gpu else "cpu")
-    machine = torch.cuda.get_device_name() if gpu else "no GPU: nothing here tells of speed"
-    console = Console()
-    console.print(f"{machine}; {size} size, {variant}, torch {torch.__version__}", highlight=False)
+    machine = machine_name()
     results: Row = {"machine": machine, "size": size, "variant": variant, "torch": torch.__version__, "subjects": {}}
-    for subject in subjects(size):
-        measured = measure(subject, profile, variant, device, runs)
-        results["subjects"][subject.name] = measured
-        for table in tables(subject, measured, runs):
-            console.print(table)
-    file = RESULTS / f"{variant}.json"
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    console.print(f"written: {file.relative_to(ROOT)}")
+    progress = Progress(Console(), RESULTS / f"{variant}.json", results)
+    progress.tell(f"{machine}; {size} size, {variant}, torch {torch.__version__}")
+    chosen = subjects(size)
+    # All are composed at the same time, the others while the first one's Triton starts.
+    with ProcessPoolExecutor(len(chosen), mp_context=get_context("spawn")) as pool:
+        composed = [
+            pool.submit(compose, subject, profile, variant, RESULTS / subject.name, device) for subject in chosen
+        ]
+        for subject, own in zip(chosen, composed, strict=True):
+            with progress.stage(f"{subject.name}: checkpoint and repository"):
+                checkpoint = own.result()
+            measured: Row = results["subjects"].setdefault(subject.name, {})
+            measure(subject, checkpoint, profile, device, runs, measured, progress, composed)
+            for table in tables(subject, measured, runs):
+                progress.console.print(table)
+    progress.tell(f"written: {progress.file.relative_to(ROOT)}")
+    if apart := too_far_apart(results):
+        raise SystemExit(f"latents are too far apart: {', '.join(apart)}")
 
 
-def measure(subject: Subject, profile: Profile, variant: str, device: torch.device, runs: int) -> Row:
-    """Serve a checkpoint and ask everything of it, then paint the same by the published method."""
-    folder = RESULTS / subject.name
-    checkpoint = compose(subject, profile, variant, folder)
-    settings = stack_settings(folder, folder / "repository")
-    with running_stack(*settings, report=lambda _: None):
-        url = f"127.0.0.1:{settings[0].triton_grpc_port}"
-        bench = Bench(subject, checkpoint, folder / "repository", url, device, row_flops(checkpoint))
-        ask(url, [subject.cases()[0].tensors()])  # warms up
-        alone = [request_alone(bench, case, runs) for case in subject.cases()]
-        together = [requests_together(bench, case) for case in subject.cases()]
-        rows = unet_rows(bench)
-    networks = eager_networks(checkpoint, device)
-    published_loop(bench, networks, replace(subject.cases()[0], steps=2, bootstrapping=1))  # warms up
-    loops = [published_loop(bench, networks, case) for case in subject.cases()]
-    cases = [
-        {**own, **beside, **loop, "ratio": loop["seconds_published"] / own["seconds"]}
-        for own, beside, loop in zip(alone, together, loops, strict=True)
+def machine_name() -> str:
+    """The GPU's."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: nothing here tells of speed"
+
+
+def measure(
+    subject: Subject,
+    checkpoint: Checkpoint,
+    profile: Profile,
+    device: torch.device,
+    runs: int,
+    measured: Row,
+    progress: Progress,
+    composed: Sequence[Future[Checkpoint]],
+) -> None:
+    """Serve a checkpoint and ask everything of it, then paint the same by the published method.
+
+    Args:
+        measured: gets the results one by one.
+        composed: nothing is measured before all of them are.
+    """
+    folder, name, cases = RESULTS / subject.name, subject.name, subject.cases()
+    with progress.stage(f"{name}: operations of a row"):
+        bench = Bench(subject, checkpoint, folder / "repository", "", device, row_flops(checkpoint))
+    measured |= {"tflop_per_row": bench.flops / 1e12, "cases": [], "unet": []}
+    rows: list[Row] = measured["cases"]
+    ours: list[Latents] = []
+    with served(folder / "repository", folder, progress, name) as url:
+        bench = replace(bench, url=url)
+        with progress.stage(f"{name}: all checkpoints composed"):
+            wait(composed)
+        with progress.stage(f"{name}: warm-up"):
+            for case in cases:
+                ask(url, [brief(case).tensors()])
+        for case in cases:
+            with progress.stage(f"{name}: {case.title}, alone"):
+                row, latents = request_alone(bench, case, runs)
+                rows.append(row)
+                ours.append(latents)
+            progress.tell(f"  {row['rows']} rows, {row['seconds']:.2f} s, {row['tflops']:.3g} TFLOP/s")
+        with progress.stage(f"{name}: the UNet by itself"):
+            measured["unet"] = unet_rows(bench)
+        for case, row in zip(cases, rows, strict=True):
+            with progress.stage(f"{name}: {case.title}, {AT_ONCE} at once"):
+                row |= requests_together(bench, case)
+            progress.tell(f"  {row['tflops_together']:.3g} TFLOP/s")
+    with progress.stage(f"{name}: published networks"):
+        networks = eager_networks(checkpoint, device)
+        for case in cases:
+            published_loop(bench, networks, brief(case))  # warms up
+    for case, row, latents in zip(cases, rows, ours, strict=True):
+        with progress.stage(f"{name}: {case.title}, published"):
+            loop, theirs = published_loop(bench, networks, case)
+            row |= loop
+            row["ratio"] = row["seconds_published"] / row["seconds"]
+            row["latents_apart"] = latents_apart(latents, theirs)
+            row["latents_limit"] = LATENT_LIMITS[profile.precision]
+        progress.tell(f"  {row['rows_published']} rows, {row['ratio']:.2f} times ours")
+
+
+def brief(case: Case) -> Case:
+    """Two steps of a request."""
+    return replace(case, steps=2, bootstrapping=1)
+
+
+@contextmanager
+def served(repository: Path, folder: Path, progress: Progress, name: str) -> Iterator[str]:
+    """Triton alone, its log in a folder; gives host:port of the gRPC endpoint."""
+    settings, _ = stack_settings(folder, repository)
+    ports = settings.triton_ports
+    child = start_triton(repository, ports=ports, backends=settings.backends, log=folder / "triton.log")
+    with stopped_at_the_end(child, STOP_SECONDS, report=progress.tell):
+        with progress.stage(f"{name}: Triton loads"):
+            wait_until_ready(child, f"http://127.0.0.1:{ports.http}/v2/health/ready", seconds=settings.start_seconds)
+        yield f"127.0.0.1:{ports.grpc}"
+
+
+def too_far_apart(results: Row) -> list[str]:
+    """The requests whose two pictures differ by more than half precision explains."""
+    return [
+        f"{name}, {row['case']} ({row['latents_apart']:.2g}, limit {row['latents_limit']:g})"
+        for name, measured in results["subjects"].items()
+        for row in measured["cases"]
+        if not row["latents_apart"] <= row["latents_limit"]  # nor is "not a number" near
     ]
-    for case in cases:
-        case["latents_apart"] = latents_apart(np.array(case.pop("latents")), np.array(case.pop("latents_published")))
-        limit = LATENT_LIMITS[profile.precision]
-        if case["latents_apart"] > limit:
-            raise SystemExit(f"{case['case']}: both pictures are {case['latents_apart']:.2g} apart, limit {limit:g}")
-    return {"tflop_per_row": bench.flops / 1e12, "cases": cases, "unet": rows}
 
 
-def compose(subject: Subject, profile: Profile, variant: str, folder: Path) -> Checkpoint:
-    """A repository below `folder`; where it is not the plain one, a variant's configurations take their place."""
+def compose(subject: Subject, profile: Profile, variant: str, folder: Path, device: torch.device) -> Checkpoint:
+    """A repository below `folder`; where it is not the plain one, a variant's configurations take their place.
+
+    Args:
+        device: draws a new checkpoint's weights.
+    """
     if not (folder / "checkpoint").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
-        subject.write_checkpoint(folder / "partial")
+        subject.write_checkpoint(folder / "partial", device)
         (folder / "partial").rename(folder / "checkpoint")
     checkpoint = read_checkpoint(folder / "checkpoint")
     sources = ROOT / "model_repository"
-    build(
-        checkpoint,
-        sources,
-        profile,
-        profile.precision,
-        output=folder / "repository",
-        work_dir=folder / "work",
-        inputs={**export_inputs(checkpoint, sources, profile, profile.precision), "benchmark": True},
-        progress=lambda _stage, _share: None,
-        effort=Effort(colours=2),  # a preview is fitted to them; which they are does not matter
-    )
+    inputs = {**export_inputs(checkpoint, sources, profile, profile.precision), "benchmark": True}
+    if not is_current(folder / "repository", inputs):
+        build(
+            checkpoint,
+            sources,
+            profile,
+            profile.precision,
+            output=folder / "repository",
+            work_dir=folder / "work",
+            inputs=inputs,
+            progress=lambda _stage, _share: None,
+            effort=Effort(colours=2),  # a preview is fitted to them; which they are does not matter
+        )
     for file in (folder / "repository").glob(f"*/{VARIANTS_FOLDER}/{variant}.pbtxt"):
         shutil.copyfile(file, file.parents[1] / "config.pbtxt")
     return checkpoint
@@ -178,8 +290,8 @@ def network_seconds(bench: Bench) -> float:
     return sum(server.compute_time(name)[1] for name in bench.names)
 
 
-def request_alone(bench: Bench, case: Case, runs: int) -> Row:
-    """One request at a time."""
+def request_alone(bench: Bench, case: Case, runs: int) -> tuple[Row, Latents]:
+    """One request at a time, and its final latents."""
     seconds, shares = [], []
     for _ in range(runs):
         before, started = network_seconds(bench), time.perf_counter()
@@ -188,7 +300,7 @@ def request_alone(bench: Bench, case: Case, runs: int) -> Row:
         shares.append(1 - (network_seconds(bench) - before) / seconds[-1])
     rows = json.loads(final.as_numpy("report")[0])["unet_rows"]
     median = statistics.median(seconds)
-    return {
+    measured = {
         "case": case.title,
         "goal": case.goal,
         "rows": rows,
@@ -196,18 +308,22 @@ def request_alone(bench: Bench, case: Case, runs: int) -> Row:
         "rows_per_second": rows / median,
         "tflops": rows * bench.flops / median / 1e12,
         "orchestration_share": statistics.median(shares),
-        "latents": final.as_numpy("latents")[None].tolist(),
     }
+    return measured, final.as_numpy("latents")[None]
 
 
 def requests_together(bench: Bench, case: Case) -> Row:
-    """AT_ONCE requests at a time, of different seeds: different pictures of equal cost."""
+    """AT_ONCE requests at a time with a part of the steps, of different seeds: different pictures of equal cost."""
+    case = replace(
+        case, steps=max(case.steps // SHARE_AT_ONCE, 1), bootstrapping=max(case.bootstrapping // SHARE_AT_ONCE, 1)
+    )
     requests = [seeded(case.tensors(), seed) for seed in range(AT_ONCE)]
     started = time.perf_counter()
     finals = ask(bench.url, requests)
     seconds = time.perf_counter() - started
     rows = sum(json.loads(final.as_numpy("report")[0])["unet_rows"] for final in finals)
     return {
+        "steps_together": case.steps,
         "seconds_together": seconds,
         "rows_per_second_together": rows / seconds,
         "tflops_together": rows * bench.flops / seconds / 1e12,
@@ -241,19 +357,15 @@ def unet_rows(bench: Bench) -> list[Row]:
     return measured
 
 
-def published_loop(bench: Bench, networks: Networks, case: Case) -> Row:
-    """The same request by the published method."""
+def published_loop(bench: Bench, networks: Networks, case: Case) -> tuple[Row, Latents]:
+    """The same request by the published method, and its final latents."""
     checkpoint = load_checkpoint(bench.repository / MODEL / "1" / "checkpoint")
     job = prepare(case.parameters(checkpoint.view_stride), checkpoint)
     painted = paint_published(job, checkpoint, networks)
-    return {
-        "rows_published": painted.rows,
-        "seconds_published": painted.seconds["total"],
-        "latents_published": painted.latents.tolist(),
-    }
+    return {"rows_published": painted.rows, "seconds_published": painted.seconds["total"]}, painted.latents.numpy()
 
 
-def latents_apart(ours: Any, theirs: Any) -> float:
+def latents_apart(ours: Latents, theirs: Latents) -> float:
     """Largest difference over largest value."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
@@ -261,6 +373,7 @@ def latents_apart(ours: Any, theirs: Any) -> float:
 def tables(subject: Subject, measured: Row, runs: int) -> list[Table]:
     """The requests, then the UNet by itself."""
     title = f"{subject.name}: {measured['tflop_per_row']:.3g} TFLOP a row; medians of {runs}, published once"
+    title += f"\n{AT_ONCE} at once with 1/{SHARE_AT_ONCE} of the steps"
     requests = Table("", "rows", "s", "rows/s", "TFLOP/s", f"{AT_ONCE} at once: rows/s", "TFLOP/s", title=title)
     for case in measured["cases"]:
         requests.add_section()
@@ -276,7 +389,9 @@ def tables(subject: Subject, measured: Row, runs: int) -> list[Table]:
         ratio = f"{case['ratio']:.2f} times ours (goal {case['goal']})"
         requests.add_row("published, eager", str(case["rows_published"]), f"{case['seconds_published']:.2f}", ratio)
         share = f"orchestration {case['orchestration_share']:.1%} (goal {ORCHESTRATION_GOAL:.0%})"
-        requests.add_row(f"latents {case['latents_apart']:.1e} apart", "", "", share)
+        near = case["latents_apart"] <= case["latents_limit"]
+        apart = f"latents {case['latents_apart']:.1e} apart{'' if near else ', too far'}"
+        requests.add_row(apart, "", "", share)
     unet = Table("rows", "ms", "rows/s", "TFLOP/s", title="the UNet by itself")
     unet.caption = f"goal at 16 rows: {TFLOPS_GOAL} TFLOP/s"
     for row in measured["unet"]:

@@ -16,11 +16,16 @@ from multsd_export.rehearsal.configs import Config, Published
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 EMBEDDING_STD = 0.02
+CPU = torch.device("cpu")
 
 
-def write_random_checkpoint(published: Published, path: Path, seed: int = 0) -> None:
-    """Write every component, one after the other, so that no two are in memory at a time."""
-    generator = torch.Generator().manual_seed(seed)
+def write_random_checkpoint(published: Published, path: Path, seed: int = 0, device: torch.device = CPU) -> None:
+    """Write every component, one after the other, so that no two are in memory at a time.
+
+    Args:
+        device: draws the weights; another one draws others.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
     for index, config in enumerate(published.text_encoders):
         suffix = f"_{index + 1}" if index else ""
         _write_text_encoder(CLIPTextConfig(**config), bool(index), path / f"text_encoder{suffix}", generator)
@@ -58,7 +63,7 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.T
     if len(shape) < 2:
         return torch.zeros(shape, dtype=torch.half) if name.endswith("bias") else torch.ones(shape, dtype=torch.half)
     std = EMBEDDING_STD if "embeddings." in name else 1 / math.sqrt(math.prod(shape[1:]))
-    return (torch.randn(shape, generator=generator) * std).half()
+    return (torch.randn(shape, generator=generator, device=generator.device) * std).half().cpu()
 
 
 def _write_tokenizer(folder: Path, size: int) -> None:

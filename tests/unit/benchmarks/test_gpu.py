@@ -1,11 +1,13 @@
 """What `make bench-gpu` compares is one picture: on the same modules the published loop paints the orchestrator's."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from checkpoint_files import load_checkpoint
 from multsd_export.checkpoint import read_checkpoint
@@ -24,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("subject", subjects(Size.TINY), ids=lambda subject: subject.name)
 def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, tmp_path: Path) -> None:
     case = replace(subject.cases()[:2][-1], steps=2, bootstrapping=1)
-    exported = gpu_run.compose(subject, torch_profile(Device.CPU), "eager", tmp_path)
+    exported = gpu_run.compose(subject, torch_profile(Device.CPU), "eager", tmp_path, CPU)
     checkpoint = load_checkpoint(tmp_path / "repository" / "multidiffusion" / "1" / "checkpoint")
     parameters = replace(case.parameters(checkpoint.view_stride), return_latents=True)
     modules = {network.name: network.load(torch.float32) for network in networks_of(exported)}
@@ -54,3 +56,23 @@ def test_a_rows_operations_are_counted_for_one_row(tmp_path: Path) -> None:
     (unet,) = (network for network in networks_of(checkpoint) if network.name == "unet")
     weights = sum(parameter.numel() for parameter in unet.load(torch.float32).parameters())
     assert weights < flops < weights * 2 * subject.window**2, "at most every weight at every cell, multiplied and added"
+
+
+def test_results_are_written_whenever_a_stage_ends(tmp_path: Path) -> None:
+    results: gpu_run.Row = {"subjects": {}}
+    progress = gpu_run.Progress(Console(quiet=True), tmp_path / "new" / "eager.json", results)
+
+    def fail() -> None:
+        with progress.stage("alone"):
+            results["subjects"]["sd2"] = {"cases": [{"seconds": 1.5}]}
+            raise RuntimeError("Triton has ended")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert json.loads(progress.file.read_text()) == results
+
+
+def test_pictures_that_differ_are_named_and_so_are_those_that_are_no_numbers() -> None:
+    rows = [{"case": str(apart), "latents_apart": apart, "latents_limit": 0.05} for apart in (0.01, 0.5, float("nan"))]
+    found = gpu_run.too_far_apart({"subjects": {"sd2": {"cases": rows}}})
+    assert found == ["sd2, 0.5 (0.5, limit 0.05)", "sd2, nan (nan, limit 0.05)"]
