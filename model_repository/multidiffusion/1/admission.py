@@ -4,39 +4,96 @@ A request's cost is an upper bound of its UNet rows, known from its small fields
 """
 
 import asyncio
+import math
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from errors import DeadlineError, OverloadedError
+from errors import OverloadedError
 
 OnPosition = Callable[[int], None]  # is told how many requests wait before this one, 0 for the next
+Look = Callable[[], None]  # raises when nobody waits any more
+
+KNOWN_CALLS = 20  # of the UNet that its pace is known by
+LONGEST_CALL = 4.0  # times the median, that a call counts for in the mean
+RECENT = 10.0  # seconds for which a call tells what the UNet can do
+ENOUGH_CALLS = 3  # of which the fastest tells it
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the UNet."""
+
+    rows: int  # that somebody wanted
+    full: bool
+    seconds: float
+    ended: float
+
+
+class Pace:
+    """How fast the UNet works, by its last calls. Two questions, two answers, neither spoilt for long by a slow call.
+
+    `seconds`, for telling when to try again: the mean, in which a call that hung counts no more than a few others.
+
+    `least_seconds`, for refusing what cannot be done: a lower bound. Rows take least time in full calls, and a full
+    call takes no less than the fastest full one lately seen, or the fastest of any size where few were full. Calls that
+    ended a while ago count no more: with none since, nothing is known, as at the start, and nothing is refused.
+    """
+
+    def __init__(self, *, places: int, calls: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """places: rows of a full call. calls: that the UNet makes at a time."""
+        self._places = places
+        self._at_a_time = calls
+        self._clock = clock
+        self._calls: deque[_Call] = deque(maxlen=KNOWN_CALLS)
+
+    def saw(self, rows: int, seconds: float, *, padded: int = 0) -> None:
+        """Count one call of the UNet that has just ended; padded: rows more that it had and nobody wanted."""
+        self._calls.append(_Call(rows, rows + padded >= self._places, seconds, self._clock()))
+
+    def seconds(self, rows: int) -> float:
+        """How long so many rows take; 0 as long as nothing is known."""
+        if not self._calls:
+            return 0.0
+        median = sorted(call.seconds for call in self._calls)[len(self._calls) // 2]
+        seen = sum(min(call.seconds, LONGEST_CALL * median) for call in self._calls)
+        return rows * seen / sum(call.rows for call in self._calls)
+
+    def least_seconds(self, rows: int) -> float:
+        """What so many rows take at the very least; 0 as long as nothing is known."""
+        recent = [call for call in self._calls if call.ended > self._clock() - RECENT]
+        full = [call for call in recent if call.full]
+        known = full if len(full) >= ENOUGH_CALLS else recent
+        if len(known) < ENOUGH_CALLS:
+            return 0.0
+        return rows / (self._places * self._at_a_time) * min(call.seconds for call in known)
+
+
+@dataclass(eq=False)
+class Place:
+    """A request's place among those that run, or wait for it."""
+
+    rows_left: int  # that the UNet has still to evaluate; whoever has the place tells
 
 
 @dataclass(frozen=True, eq=False)
 class _Ticket:
     """A request that waits for a place."""
 
+    place: Place
     admitted: asyncio.Future[None]
     on_position: OnPosition
 
-
-class Pace:
-    """Seconds that a UNet row takes, as lately seen."""
-
-    def __init__(self) -> None:
-        self.seconds_per_row: float | None = None  # until the first call
-
-    def saw(self, rows: int, seconds: float) -> None:
-        """Count one call of the UNet; the last twenty or so weigh most."""
-        latest = seconds / rows
-        known = latest if self.seconds_per_row is None else self.seconds_per_row
-        self.seconds_per_row = known + 0.05 * (latest - known)
-
-    def seconds(self, rows: int) -> float:
-        """How long so many rows take; 0 as long as nothing is known."""
-        return rows * (self.seconds_per_row or 0.0)
+    def tell(self, position: int) -> None:
+        """Tell the position. An error is this request's own, and no other's."""
+        if self.admitted.done():
+            return
+        try:
+            self.on_position(position)
+        except Exception as error:
+            self.admitted.set_exception(error)
 
 
 class Admission:
@@ -49,83 +106,118 @@ class Admission:
         waiting: int,
         waiting_rows: int,
         pace: Pace,
+        look_every: float,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Nobody runs or waits.
 
         waiting_rows: the cost of all that wait together; a single request may cost more when nobody else waits.
+        look_every: seconds between looks whether a request that waits is still wanted.
         on_change: is called whenever somebody comes, is let in, or goes.
         """
         self._places = running
         self._may_wait = waiting
         self._may_wait_rows = waiting_rows
         self._pace = pace
+        self._look_every = look_every
         self._on_change = on_change
         self._queue: deque[_Ticket] = deque()
-        self.running = 0
-        self.waiting_rows = 0
+        self._running: set[Place] = set()
+
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._queue)
 
+    @property
+    def waiting_rows(self) -> int:
+        """What those that wait cost together."""
+        return sum(ticket.place.rows_left for ticket in self._queue)
+
     @asynccontextmanager
-    async def place(self, rows: int, on_position: OnPosition, seconds: float | None = None) -> AsyncIterator[None]:
+    async def place(self, rows: int, on_position: OnPosition, look: Look) -> AsyncIterator[Place]:
         """A place among those that run, for as long as the context lasts.
 
         rows: the request's cost.
-        seconds: how long it may wait for its place.
+        look: is called now and then while it waits, and ends that by what it raises.
 
-        Raises OverloadedError where too much waits already, DeadlineError when the time is over.
+        Raises OverloadedError where too much waits already.
         """
-        await self._enter(rows, on_position, seconds)
+        place = Place(rows)
+        await self._enter(place, on_position, look)
         try:
-            yield
+            yield place
         finally:
-            self.running -= 1
+            self._running.discard(place)
             self._admit()
 
-    async def _enter(self, rows: int, on_position: OnPosition, seconds: float | None) -> None:
+    async def _enter(self, place: Place, on_position: OnPosition, look: Look) -> None:
         if self.running < self._places and not self._queue:
-            self.running += 1
+            self._running.add(place)
             self._on_change()
             return
-        if self.waiting >= self._may_wait or (self._queue and self.waiting_rows + rows > self._may_wait_rows):
-            retry = max(1, round(self._pace.seconds(self.waiting_rows)))
+        if not self._has_room(self.waiting, self.waiting_rows, place.rows_left):
+            retry = max(1, math.ceil(self._pace.seconds(self._rows_until_room(place.rows_left))))
             raise OverloadedError(
                 f"{self.running} requests are running and {self.waiting} waiting; try again in {retry} s"
             )
-        ticket = _Ticket(asyncio.get_running_loop().create_future(), on_position)
+        ticket = _Ticket(place, asyncio.get_running_loop().create_future(), on_position)
         self._queue.append(ticket)
-        self.waiting_rows += rows
         self._on_change()
         try:
             on_position(self.waiting - 1)
-            async with asyncio.timeout(seconds):
-                await ticket.admitted
-        except BaseException as error:
+            while not ticket.admitted.done():
+                await asyncio.wait([ticket.admitted], timeout=self._look_every)
+                if not ticket.admitted.done():
+                    look()
+            ticket.admitted.result()
+        except BaseException:
             if ticket in self._queue:
                 self._queue.remove(ticket)
-            if ticket.admitted.done() and not ticket.admitted.cancelled():  # let in just as it gave up
-                self.running -= 1
+            self._running.discard(place)  # it may have been let in just as it gave up
             self._admit()
-            if isinstance(error, TimeoutError):
-                raise DeadlineError(f"still waiting after {seconds:g} s") from None
             raise
-        finally:
-            self.waiting_rows -= rows
-            self._on_change()
+
+    def _has_room(self, waiting: int, waiting_rows: int, rows: int) -> bool:
+        """Whether a request may wait behind so many others."""
+        return waiting < self._may_wait and (not waiting or waiting_rows + rows <= self._may_wait_rows)
+
+    def _rows_until_room(self, rows: int) -> int:
+        """What the UNet has to evaluate until a request of so many rows is no longer refused."""
+        queue = [ticket.place.rows_left for ticket in self._queue]
+        entered = 0
+        while entered < len(queue) and not self._has_room(len(queue) - entered, sum(queue[entered:]), rows):
+            entered += 1
+        # Where nobody may wait it needs a place of its own.
+        return rows_until([each.rows_left for each in self._running], queue, ends=max(1, entered))
 
     def _admit(self) -> None:
         while self._queue and self.running < self._places:
             ticket = self._queue.popleft()
-            if not ticket.admitted.done():  # done: it gave up, and has not been told so yet
+            if not ticket.admitted.done():  # done: it could not be told its position, and has not gone yet
                 ticket.admitted.set_result(None)
-                self.running += 1
+                self._running.add(ticket.place)
         self._on_change()
-        self._tell_positions()
+        for position, ticket in enumerate(list(self._queue)):
+            ticket.tell(position)
 
-    def _tell_positions(self) -> None:
-        for position, ticket in enumerate(self._queue):
-            ticket.on_position(position)
+
+def rows_until(running: Sequence[int], queue: Sequence[int], *, ends: int) -> int:
+    """Rows that the UNet evaluates until so many requests have ended, and as many of the queue have come in.
+
+    running, queue: rows left of each. Those that run have equal shares, and one ends when its last row is done.
+    """
+    left, coming, rows = list(running), deque(queue), 0
+    for _ in range(min(ends, len(running) + len(queue))):
+        least = min(left)
+        rows += least * len(left)
+        left = [each - least for each in left]
+        left.remove(0)
+        if coming:
+            left.append(coming.popleft())
+    return rows

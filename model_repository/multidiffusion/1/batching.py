@@ -104,18 +104,21 @@ class UNetBatcher:
         self._queue: deque[_Waiting] = deque()  # canvases with untaken rows, whose turn is next at the front
         self._small_steps = 0  # that are not complete
         self._working = 0
+        self._open: set[_Waiting] = set()  # canvases whose step is not complete
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself would forget them
 
     async def complete_step(self, denoising: Denoising) -> None:
         """Have every row of the canvas's step predicted. Raises what the UNet's call raised for one of them."""
         small = denoising.untaken <= turn(self._max_batch_size)
         waiting = _Waiting(denoising, asyncio.get_running_loop().create_future())
+        self._open.add(waiting)
         self._queue.append(waiting)
         self._small_steps += small
         self._hire()
         try:
             await waiting.completed
         finally:
+            self._open.discard(waiting)
             self._small_steps -= small
 
     def _hire(self) -> None:
@@ -134,6 +137,9 @@ class UNetBatcher:
     async def _work(self) -> None:
         try:
             await self._make_calls()
+        except Exception as error:  # nobody foresaw it; whatever it was, no canvas waits for a worker that is gone
+            for waiting in self._open:
+                waiting.fail(error)
         finally:
             self._working -= 1  # at once: whoever comes next has to find out that nobody works
 
@@ -149,6 +155,8 @@ class UNetBatcher:
             if not answers and self._working > self._calls and not self._worth_a_call_ahead():
                 return
             parts = self._fill()
+            if not parts and self._queue:
+                continue  # those whose turn it was could not make their rows
             if not parts:
                 return
             call = asyncio.ensure_future(self._predict(parts))
@@ -180,16 +188,16 @@ class UNetBatcher:
 
     async def _predict(self, parts: Sequence[_Part]) -> list[_Answer]:
         """One call. Where it fails every canvas is asked for alone, so that none fails another."""
-        rows = join([part.rows for part in parts])
         try:
+            rows = join([part.rows for part in parts])
             prediction = await self._unet(rows)
+            predictions = split(prediction, [len(part.rows) for part in parts])
         except Exception as error:
             if len(parts) == 1 or isinstance(error, SilentNetworkError):
                 for part in parts:
                     part.waiting.fail(error)
                 return []
             return [answer for part in parts for answer in await self._predict([part])]
-        predictions = torch.split(prediction, [len(part.rows) for part in parts])
         return [_Answer(part, own) for part, own in zip(parts, predictions, strict=True)]
 
 
@@ -220,6 +228,14 @@ def join(parts: Sequence[UNetRows]) -> UNetRows:
         if isinstance(getattr(parts[0], field.name), Tensor)  # a checkpoint's rows all have the same
     }
     return UNetRows(first=0, **tensors)
+
+
+def split(prediction: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The predictions of all parts, of one call. Raises ValueError where they are not as many as the rows."""
+    if len(prediction) != sum(sizes):
+        raise ValueError(f"unet: expected {sum(sizes)} rows, found {len(prediction)}")
+    parts: Sequence[Tensor] = torch.split(prediction, list(sizes))
+    return parts
 
 
 def pad(rows: UNetRows, size: int) -> UNetRows:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
-from admission import Admission, Pace
+from admission import Admission, Pace, Place
 from batching import UNetBatcher, pad
 from checkpoint import TextEncoder
 from checkpoint_files import load_checkpoint
@@ -33,6 +33,7 @@ from errors import (
     SilentNetworkError,
 )
 from metrics import Metrics
+from network_calls import NetworkCalls
 from parameters import Limits, most_rows, parse_deadline, parse_parameters, parse_progress
 from pipeline import Observer, Picture, paint
 from sampling import Denoising, UNetRows
@@ -52,8 +53,11 @@ FAILURES = {
 }
 
 CANCELLED_EVERY = 0.25  # seconds between looks whether the client has gone, each a message to Triton and back
-OTHER_CALLS = 32  # of text encoders and of the VAE at a time
-SPARE_THREADS = 8  # for calls of the UNet
+MOST_CALLS = 32  # of a text encoder or the VAE at a time
+SPARE_CALLS = 8  # of the UNet, beside those that are made at a time: so many may be left behind without an answer
+# Triton's words for a call that was in its own queue for too long: a network that is stuck. Not by the code,
+# UNAVAILABLE, which Triton before 25.01 loses on its way here.
+QUEUE_TIMEOUT = "Request timeout expired"
 
 
 class TritonPythonModel:
@@ -66,25 +70,35 @@ class TritonPythonModel:
         self.checkpoint = load_checkpoint(folder)
         self.limits = Limits(*(int(config["parameters"][name]["string_value"]) for name in Limits._fields))
         self.embeddings = EmbeddingCache(int(config["parameters"]["embedding_cache_bytes"]["string_value"]))
+        unet_calls = int(config["parameters"]["unet_calls"]["string_value"])
+        unet_calls_ahead = int(config["parameters"]["unet_calls_ahead"]["string_value"])
         self.batcher = UNetBatcher(
             self._call_unet,
             max_batch_size=self.checkpoint.unet_max_batch_size,
-            calls=int(config["parameters"]["unet_calls"]["string_value"]),
-            ahead=int(config["parameters"]["unet_calls_ahead"]["string_value"]),
+            calls=unet_calls,
+            ahead=unet_calls_ahead,
         )
         self.deterministic = flag(config, "deterministic")
-        self.calls = Calls(float(config["parameters"]["network_seconds"]["string_value"]))
-        self.text_turn = asyncio.Lock() if self.deterministic else nullcontext()
+        self.calls = Calls(
+            float(config["parameters"]["network_seconds"]["string_value"]),
+            {
+                "unet": unet_calls + unet_calls_ahead + SPARE_CALLS,
+                "vae_decoder": MOST_CALLS,
+                # One by one where each call has to have a fixed size, else Triton's batcher joins them.
+                **{each.model: 1 if self.deterministic else MOST_CALLS for each in self.checkpoint.text_encoders},
+            },
+        )
         self.aside = Aside()
         self.metrics = Metrics(make_family, self.aside.call)
         self.counted = {"hits": 0, "misses": 0}
-        self.pace = Pace()
+        self.pace = Pace(places=self.checkpoint.unet_max_batch_size, calls=unet_calls)
         self.answered = -math.inf  # when the UNet's last answer came, by the monotonic clock
         self.admission = Admission(
             running=self.limits.max_running,
             waiting=self.limits.max_waiting,
             waiting_rows=self.limits.max_waiting_rows,
             pace=self.pace,
+            look_every=CANCELLED_EVERY,
             on_change=self._show_load,
         )
         self.fields = [tensor["name"] for tensor in config["input"]]
@@ -102,7 +116,7 @@ class TritonPythonModel:
 
     async def execute(self, requests: list[Any]) -> None:
         """Answer every request. Triton starts the next call while this one awaits."""
-        self.calls.open(asyncio.get_running_loop(), painters=self.limits.max_running)
+        self.calls.open(asyncio.get_running_loop(), others=self.limits.max_running)
         await asyncio.gather(*(self._answer(request) for request in requests))
 
     async def _answer(self, request: Any) -> None:
@@ -126,16 +140,21 @@ class TritonPythonModel:
             cell=self.checkpoint.vae_scale_factor,
         )
         deadline = parse_deadline(arrays)
-        progress = Progress(request, sender, wanted=parse_progress(arrays), ends=arrived + deadline)
+        progress = Progress(request, sender, wanted=parse_progress(arrays), arrived=arrived, deadline=deadline)
         async with (
-            within(arrived + deadline),
-            self.admission.place(rows, progress.queued, None if math.isinf(deadline) else deadline),
+            within(deadline, arrived=arrived),
+            self.admission.place(rows, progress.queued, progress.look) as place,
         ):
             progress.check()  # it may have waited long
-            return await self._paint(request, arrays, progress, arrived)
+            return await self._paint(request, arrays, progress, place, arrived)
 
     async def _paint(
-        self, request: Any, arrays: Mapping[str, npt.NDArray[Any] | None], progress: "Progress", arrived: float
+        self,
+        request: Any,
+        arrays: Mapping[str, npt.NDArray[Any] | None],
+        progress: "Progress",
+        place: Place,
+        arrived: float,
     ) -> Any:
         parameters = parse_parameters(
             arrays, limits=self.limits, window=self.checkpoint.window, view_stride=self.checkpoint.view_stride
@@ -144,8 +163,8 @@ class TritonPythonModel:
 
         def planned(rows: int, reference: int) -> None:
             nonlocal rows_of_reference
-            rows_of_reference = reference
-            progress.check(at_least=self.pace.seconds(rows))
+            rows_of_reference, place.rows_left = reference, rows
+            progress.check(at_least=self.pace.least_seconds(rows))
 
         def before_step(step: int) -> None:
             if step:
@@ -159,9 +178,10 @@ class TritonPythonModel:
         picture = await paint(
             parameters,
             checkpoint=self.checkpoint,
-            networks=BlsNetworks(request.request_id(), self),
+            networks=BlsNetworks(request.request_id(), self, place),
             observer=Observer(before_step=before_step, preview=progress.preview, planned=planned),
         )
+        progress.look()  # nobody was asked while it was decoded
         self.metrics.observe("multsd_picture_seconds", time.monotonic() - arrived)
         wanted = frozenset(request.requested_output_names())
         return picture_response(picture, wanted if parameters.return_latents else wanted - {"latents"})
@@ -190,21 +210,20 @@ class TritonPythonModel:
         started = time.monotonic()
         prediction = (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
         ended = time.monotonic()
-        self.pace.saw(len(rows), ended - max(started, self.answered))  # a call ahead has waited for the one before
+        padded = len(sent) - len(rows)
+        # A call ahead has waited for the one before.
+        self.pace.saw(len(rows), ended - max(started, self.answered), padded=padded)
         self.answered = ended
-        self.metrics.count_call(len(rows), padded=len(sent) - len(rows))
+        self.metrics.count_call(len(rows), padded=padded)
         return prediction[: len(rows)]
 
     async def encode(
         self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32], request_id: str
     ) -> Mapping[str, Tensor]:
-        """One call per text that is not cached. Triton's batcher joins them, also with other requests', unless each
-        call has to have a fixed size: then they take turns.
-        """
+        """One call per text that is not cached."""
 
         async def call(ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
-            async with self.text_turn:
-                return await self.calls.call(encoder.model, encoder.outputs, {"input_ids": ids}, request_id)
+            return await self.calls.call(encoder.model, encoder.outputs, {"input_ids": ids}, request_id)
 
         try:
             return await self.embeddings.encode(encoder.model, input_ids, call)
@@ -220,9 +239,10 @@ class TritonPythonModel:
 class BlsNetworks:
     """The networks as one request sees them; calls carry its id into the server's log, shared ones none."""
 
-    def __init__(self, request_id: str, model: TritonPythonModel) -> None:
+    def __init__(self, request_id: str, model: TritonPythonModel, place: Place) -> None:
         self._request_id = request_id
         self._model = model
+        self._place = place
 
     async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
         """Ask one text encoder."""
@@ -231,6 +251,7 @@ class BlsNetworks:
     async def complete_step(self, denoising: Denoising) -> None:
         """Ask the UNet."""
         await self._model.complete_step(denoising)
+        self._place.rows_left = denoising.total_rows - denoising.rows
 
     async def vae_decoder(self, latents: Tensor) -> Tensor:
         """Decode one canvas."""
@@ -263,32 +284,36 @@ class Aside:
 class Calls:
     """Calls of the networks, through BLS. Each holds a thread of the event loop until it is answered."""
 
-    def __init__(self, seconds: float) -> None:
-        """seconds: without an answer, after which a network counts as hung; 0: for ever."""
-        self._seconds = seconds or None
-        self._others = asyncio.Semaphore(OTHER_CALLS)  # of all networks but the UNet: its calls wait for no thread
+    def __init__(self, seconds: float, most: Mapping[str, int]) -> None:
+        """seconds: without an answer, after which a network counts as hung; 0: for ever. most: at a time, of each."""
+        self._seconds = seconds
+        self._networks = {model: NetworkCalls(most=most[model], seconds=seconds or None) for model in most}
+        self._threads = sum(most.values())
         self._open = False
 
-    def open(self, loop: asyncio.AbstractEventLoop, *, painters: int) -> None:
-        """Have enough threads: by itself a loop has a handful, which decoders could hold while the UNet is idle.
+    def open(self, loop: asyncio.AbstractEventLoop, *, others: int) -> None:
+        """Have a thread for every call: by itself a loop has a handful, so that no network waits for another's.
 
-        painters: requests at a time, each of which may hold one more thread.
+        others: threads that are used beside them.
         """
         if not self._open:
-            loop.set_default_executor(ThreadPoolExecutor(OTHER_CALLS + painters + SPARE_THREADS))
+            loop.set_default_executor(ThreadPoolExecutor(self._threads + others))
             self._open = True
 
     async def call(
         self, model: str, outputs: Sequence[str], inputs: Mapping[str, npt.NDArray[Any]], request_id: str = ""
     ) -> dict[str, Tensor]:
         """Outputs of a model on this server. Raises NetworkError."""
-        async with nullcontext() if model == "unet" else self._others:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    return await call_model(model, outputs, inputs, request_id)
-            except TimeoutError:
-                message = f"no answer for {self._seconds:g} s"
-                raise SilentNetworkError(model, pb_utils.TritonError.UNAVAILABLE, message) from None
+        try:
+            return await self._networks[model].call(lambda: call_model(model, outputs, inputs, request_id))
+        except TimeoutError:
+            raise silence(model, self._seconds) from None
+
+
+def silence(model: str, seconds: float, reason: str = "") -> SilentNetworkError:
+    """The error of a network that hangs. The gateway knows it by its words."""
+    message = f"no answer for {round(seconds, 2):g} s" + (f": {reason}" if reason else "")
+    return SilentNetworkError(model, pb_utils.TritonError.UNAVAILABLE, message)
 
 
 async def call_model(
@@ -302,9 +327,13 @@ async def call_model(
         request_id=request_id,
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
     )
+    started = time.monotonic()
     response = await request.async_exec()
     if response.has_error():
-        raise NetworkError(model, response.error().code(), response.error().message())
+        message = response.error().message()
+        if QUEUE_TIMEOUT in message:
+            raise silence(model, time.monotonic() - started, message)
+        raise NetworkError(model, response.error().code(), message)
     arrays = {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs}
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}  # their memory is the response's
 
@@ -323,17 +352,22 @@ def flag(config: Mapping[str, Any], name: str) -> bool:
 
 
 @asynccontextmanager
-async def within(ends: float) -> AsyncIterator[None]:
-    """Stop the body when its time is over, also while a network is silent; by the monotonic clock.
+async def within(deadline: float, *, arrived: float) -> AsyncIterator[None]:
+    """Stop the body so many seconds after a time of the monotonic clock, also while a network is silent.
 
     Raises DeadlineError.
     """
-    seconds = None if math.isinf(ends) else ends - time.monotonic()
+    seconds = None if math.isinf(deadline) else arrived + deadline - time.monotonic()
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise DeadlineError("not done, 0.0 s are left") from None
+        raise expired(deadline) from None
+
+
+def expired(deadline: float) -> DeadlineError:
+    """The error of a request that was not done in time."""
+    return DeadlineError(f"not done, none of its {deadline:g} s are left")
 
 
 def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:
@@ -345,24 +379,30 @@ def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:
 class Progress:
     """What a request's caller is told before the end, and whether there is still anybody to tell."""
 
-    def __init__(self, request: Any, sender: Any, *, wanted: bool, ends: float) -> None:
-        """wanted: whether the caller asked for progress. ends: when its time is over, by the monotonic clock."""
+    def __init__(self, request: Any, sender: Any, *, wanted: bool, arrived: float, deadline: float) -> None:
+        """wanted: whether the caller asked for progress. arrived: by the monotonic clock; deadline: seconds since."""
         self._sender = sender
         self._outputs = frozenset(request.requested_output_names()) if wanted else frozenset()
-        self._ends = ends
+        self._deadline = deadline
+        self._ends = arrived + deadline
         self._looked = -math.inf
 
+    def look(self) -> None:
+        """Raises CancelledRequestError when the client has gone."""
+        self._looked = time.monotonic()
+        if self._sender.is_cancelled():
+            raise CancelledRequestError("cancelled by the client")
+
     def check(self, at_least: float = 0.0) -> None:
-        """Raises CancelledRequestError when the client has gone, DeadlineError where fewer seconds are left."""
+        """Look, unless that was a moment ago. Raises DeadlineError, too, where fewer seconds are left."""
         now = time.monotonic()
         if now >= self._looked + CANCELLED_EVERY:
-            self._looked = now
-            if self._sender.is_cancelled():
-                raise CancelledRequestError("cancelled by the client")
+            self.look()
         left = self._ends - now
+        if left <= 0:
+            raise expired(self._deadline)
         if left < at_least:
-            needed = f"at least {at_least:.1f} s more are needed" if at_least else "not done"
-            raise DeadlineError(f"{needed}, {max(left, 0):.1f} s are left")
+            raise DeadlineError(f"at least {at_least:.1f} s more are needed, {left:.1f} s are left")
 
     def queued(self, position: int) -> None:
         """So many requests wait before this one."""

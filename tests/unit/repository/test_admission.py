@@ -1,9 +1,15 @@
+"""Who is painted, who waits and for how long, and who is refused; and how fast the UNet is taken to be."""
+
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from admission import Admission, Pace
-from errors import DeadlineError, OverloadedError
+from admission import RECENT, Admission, Look, OnPosition, Pace, rows_until
+from errors import CancelledRequestError, OverloadedError
+
+PLACES = 16
+LOOK_EVERY = 0.001  # seconds
 
 
 class Visitors:
@@ -15,32 +21,52 @@ class Visitors:
         self.positions: list[tuple[str, int]] = []
         self._leave: dict[str, asyncio.Event] = {}
 
-    async def _visit(self, name: str, rows: int, seconds: float | None) -> None:
-        def on_position(position: int) -> None:
-            self.positions.append((name, position))
-
-        async with self.admission.place(rows, on_position, seconds):
+    async def _visit(self, name: str, rows: int, on_position: OnPosition, look: Look) -> None:
+        async with self.admission.place(rows, on_position, look):
             self.inside.append(name)
             await self._leave[name].wait()
             self.inside.remove(name)
 
-    async def come(self, name: str, rows: int = 1, seconds: float | None = None) -> asyncio.Task[None]:
+    async def come(
+        self, name: str, rows: int = 1, on_position: OnPosition | None = None, look: Look = lambda: None
+    ) -> asyncio.Task[None]:
         self._leave[name] = asyncio.Event()
-        visit = asyncio.create_task(self._visit(name, rows, seconds))
+        visit = asyncio.create_task(self._visit(name, rows, on_position or self._remember(name), look))
         await settle()
         return visit
+
+    def _remember(self, name: str) -> OnPosition:
+        return lambda position: self.positions.append((name, position))
 
     async def go(self, name: str) -> None:
         self._leave[name].set()
         await settle()
 
 
-def make_admission(*, running: int, waiting: int, waiting_rows: int = 100) -> Admission:
-    return Admission(running=running, waiting=waiting, waiting_rows=waiting_rows, pace=Pace())
+def make_admission(
+    *,
+    running: int,
+    waiting: int,
+    waiting_rows: int = 100,
+    pace: Pace | None = None,
+    on_change: Callable[[], None] = lambda: None,
+) -> Admission:
+    return Admission(
+        running=running,
+        waiting=waiting,
+        waiting_rows=waiting_rows,
+        pace=pace or Pace(places=PLACES),
+        look_every=LOOK_EVERY,
+        on_change=on_change,
+    )
 
 
 def unheard(_position: int) -> None:
     """Nobody asked."""
+
+
+def wanted() -> None:
+    """The client is still there."""
 
 
 async def settle() -> None:
@@ -96,11 +122,11 @@ def test_failed_request_gives_its_place_back() -> None:
     async def scenario() -> None:
         admission = make_admission(running=1, waiting=0)
         with pytest.raises(ValueError, match="broken"):
-            async with admission.place(1, unheard):
+            async with admission.place(1, unheard, wanted):
                 raise ValueError("broken")
-        async with asyncio.timeout(1), admission.place(1, unheard):
+        async with asyncio.timeout(1), admission.place(1, unheard, wanted):
             with pytest.raises(OverloadedError):
-                async with admission.place(1, unheard):
+                async with admission.place(1, unheard, wanted):
                     pass
 
     asyncio.run(scenario())
@@ -135,34 +161,115 @@ def test_rows_that_wait_are_bounded_but_one_alone_may_be_of_any_size() -> None:
     asyncio.run(scenario())
 
 
-def test_a_refusal_tells_how_long_those_that_wait_will_take() -> None:
-    async def scenario() -> None:
-        pace = Pace()
-        pace.saw(rows=4, seconds=2.0)
-        admission = Admission(running=1, waiting=1, waiting_rows=100, pace=pace)
-        async with admission.place(1, unheard):
-            waiting = asyncio.create_task(stay(admission, rows=30))
-            await settle()
-            with pytest.raises(OverloadedError, match="try again in 15 s"):
-                async with admission.place(1, unheard):
-                    pass
-        await waiting
+def refused(*, running: list[int], waiting: list[int], rows: int, may_wait: int, may_wait_rows: int) -> str:
+    """What a request is told beside others of so many rows each, where a row takes a second."""
 
-    async def stay(admission: Admission, rows: int) -> None:
-        async with admission.place(rows, unheard):
-            pass
+    async def scenario() -> str:
+        pace = Pace(places=PLACES)
+        pace.saw(rows=1, seconds=1.0)
+        admission = make_admission(running=len(running), waiting=may_wait, waiting_rows=may_wait_rows, pace=pace)
+
+        async def visit(cost: int) -> None:
+            async with admission.place(cost, unheard, wanted):
+                await asyncio.Event().wait()
+
+        visits = [asyncio.create_task(visit(cost)) for cost in (*running, *waiting)]
+        await settle()
+        with pytest.raises(OverloadedError) as caught:
+            async with admission.place(rows, unheard, wanted):
+                pass
+        for each in visits:
+            each.cancel()
+        await asyncio.gather(*visits, return_exceptions=True)
+        return str(caught.value).partition("try again in ")[2]
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "rows", "may_wait", "may_wait_rows", "told"),
+    [
+        ([30], [], 5, 0, 100, "30 s"),  # nobody may wait: it needs the place itself
+        ([30], [9], 5, 1, 100, "30 s"),  # when the first ends, the next leaves the queue
+        ([30], [50], 60, 9, 100, "30 s"),  # the queue is short, but full by its rows
+        ([30], [10, 20, 50], 60, 9, 100, "60 s"),  # three of them have to be let in: 30, 10 and 20 rows are done
+        ([30, 30], [9], 5, 1, 100, "60 s"),  # equal ones end together
+        ([2, 30], [9], 5, 1, 100, "4 s"),  # a small one beside a large one has half of the calls
+        ([12_000] * 8, [30] * 32, 30, 32, 8000, "96000 s"),
+        ([0], [9], 5, 1, 100, "1 s"),  # it is being decoded
+    ],
+)
+def test_a_refusal_tells_how_long_it_takes_until_there_is_room(
+    running: list[int], waiting: list[int], rows: int, may_wait: int, may_wait_rows: int, told: str
+) -> None:
+    assert told == refused(running=running, waiting=waiting, rows=rows, may_wait=may_wait, may_wait_rows=may_wait_rows)
+
+
+def test_what_those_that_run_have_done_shortens_the_time_that_a_refusal_tells() -> None:
+    async def scenario() -> None:
+        pace = Pace(places=PLACES)
+        pace.saw(rows=1, seconds=1.0)
+        admission = make_admission(running=1, waiting=0, pace=pace)
+        async with admission.place(100, unheard, wanted) as place:
+            place.rows_left = 7
+            with pytest.raises(OverloadedError, match="try again in 7 s"):
+                async with admission.place(1, unheard, wanted):
+                    pass
 
     asyncio.run(scenario())
 
 
-def test_a_wait_ends_when_its_time_is_over() -> None:
+def test_those_of_the_queue_come_in_as_others_end() -> None:
+    assert rows_until([10, 20], [5], ends=1) == 20  # 10 each
+    assert rows_until([10, 20], [5], ends=2) == 30  # and 5 each of the second and of the one that came in
+    assert rows_until([10, 20], [5], ends=3) == 35
+    assert rows_until([10, 20], [5], ends=9) == 35
+
+
+def test_whoever_leaves_while_it_waits_gives_its_place_up() -> None:
     async def scenario() -> None:
-        visitors = Visitors(running=1, waiting=2)
-        await visitors.come("a")
-        late = await visitors.come("b", rows=7, seconds=0.01)
-        with pytest.raises(DeadlineError, match=r"deadline_s: still waiting after 0.01 s"):
-            await late
+        visitors = Visitors(running=1, waiting=1)
+        first = await visitors.come("a")
+        gone = asyncio.Event()
+
+        def look() -> None:
+            if gone.is_set():
+                raise CancelledRequestError("cancelled by the client")
+
+        leaving = await visitors.come("b", rows=7, look=look)
+        gone.set()
+        with pytest.raises(CancelledRequestError):
+            await asyncio.wait_for(leaving, timeout=10)
         assert visitors.admission.waiting == visitors.admission.waiting_rows == 0
+        successor = await visitors.come("c")
+        for name in "ac":
+            await visitors.go(name)
+        await asyncio.gather(first, successor)
+
+    asyncio.run(scenario())
+
+
+def test_one_that_cannot_be_told_its_position_ends_and_no_other() -> None:
+    async def scenario() -> None:
+        visitors = Visitors(running=1, waiting=3)
+
+        def unreachable(position: int) -> None:
+            if position == 0:  # its first is 1
+                raise RuntimeError("the stream is gone")
+
+        first, second = [await visitors.come(name) for name in "ab"]
+        broken = await visitors.come("c", on_position=unreachable)
+        last = await visitors.come("d")
+        await visitors.go("a")
+        await first
+        with pytest.raises(RuntimeError, match="the stream is gone"):
+            await broken
+        assert visitors.inside == ["b"]
+        for name in "bd":
+            await visitors.go(name)
+        await asyncio.gather(second, last)
+        assert visitors.admission.running == visitors.admission.waiting == 0
+        assert [position for name, position in visitors.positions if name == "d"] == [2, 1, 0]
 
     asyncio.run(scenario())
 
@@ -188,16 +295,14 @@ def test_a_place_given_to_one_that_gives_up_at_that_moment_is_not_lost() -> None
 def test_every_change_is_told() -> None:
     async def scenario() -> list[tuple[int, int, int]]:
         seen: list[tuple[int, int, int]] = []
-        admission = Admission(
+        admission = make_admission(
             running=1,
             waiting=1,
-            waiting_rows=100,
-            pace=Pace(),
             on_change=lambda: seen.append((admission.running, admission.waiting, admission.waiting_rows)),
         )
 
         async def visit(rows: int) -> None:
-            async with admission.place(rows, unheard):
+            async with admission.place(rows, unheard, wanted):
                 await asyncio.sleep(0)
 
         await asyncio.gather(visit(3), visit(4))
@@ -209,12 +314,69 @@ def test_every_change_is_told() -> None:
     assert seen[-1] == (0, 0, 0)
 
 
-def test_the_pace_follows_what_is_seen() -> None:
-    pace = Pace()
+class Clock:
+    """A time that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def seen(*calls: tuple[int, float], at_a_time: int = 1, clock: Clock | None = None) -> Pace:
+    """The pace after calls of so many rows and seconds."""
+    pace = Pace(places=PLACES, calls=at_a_time, clock=clock or Clock())
+    for rows, seconds in calls:
+        pace.saw(rows, seconds)
+    return pace
+
+
+def test_the_pace_is_the_mean_of_the_last_calls() -> None:
+    pace = seen()
     assert pace.seconds(100) == 0
     for _ in range(200):
-        pace.saw(rows=10, seconds=1.0)
-    assert pace.seconds(100) == pytest.approx(10, rel=0.01)
+        pace.saw(10, 1.0)
+    assert pace.seconds(100) == pytest.approx(10)
+    for _ in range(20):
+        pace.saw(10, 0.5)
+    assert pace.seconds(100) == pytest.approx(5)
+
+
+def test_one_call_that_hung_does_not_spoil_the_mean() -> None:
+    assert seen((10, 60.0), *[(10, 0.1)] * 9).seconds(100) < 2 * seen(*[(10, 0.1)] * 9).seconds(100)
+
+
+def test_a_slow_first_call_refuses_nothing() -> None:
+    assert seen().least_seconds(1000) == 0
+    assert seen((2, 60.0)).least_seconds(1000) == 0
+    assert seen((2, 60.0), (2, 0.1), (2, 0.1)).least_seconds(16) <= 0.1
+
+
+def test_a_unet_that_was_slow_refuses_nothing_once_it_has_been_idle() -> None:
+    clock = Clock()
+    pace = seen(*[(16, 60.0)] * 20, clock=clock)
+    assert pace.least_seconds(32) == pytest.approx(120)
+    clock.now += RECENT + 1
+    assert pace.least_seconds(32) == 0
+
+
+def test_small_calls_tell_no_more_than_what_full_ones_cannot_undercut() -> None:
+    """A UNet that takes 10 ms and 1 ms a row."""
+    small, full = (2, 0.012), (16, 0.026)
+    assert seen(*[small] * 9).least_seconds(1600) <= 100 * 0.026
+    assert seen(*[small] * 9, *[full] * 9).least_seconds(1600) == pytest.approx(100 * 0.026)
+    assert seen(*[small] * 9, (16, 60.0)).least_seconds(1600) <= 100 * 0.026
+
+
+def test_padded_calls_are_full_and_calls_at_a_time_share_the_rows() -> None:
+    assert seen(*[(16, 0.5)] * 9, at_a_time=2).least_seconds(160) == pytest.approx(10 * 0.5 / 2)
+    pace = seen()
+    for _ in range(9):
+        pace.saw(2, 0.5, padded=14)
+    pace.saw(2, 0.1)
+    assert pace.least_seconds(160) == pytest.approx(10 * 0.5)
+    assert pace.seconds(160) > 160 / 2 * 0.4
 
 
 def test_everyone_can_come_again_after_all_have_left() -> None:

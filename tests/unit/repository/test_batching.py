@@ -1,13 +1,14 @@
 """Rows of several canvases share the UNet's calls, in turn, and none disturbs another."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import batching
 from batching import CallUNet, UNetBatcher, pad, share
 from conditioning import Conditioning
 from errors import NetworkError, SilentNetworkError
@@ -351,6 +352,79 @@ def test_an_error_that_nobody_foresaw_ends_its_canvas_and_no_other() -> None:
     broken.__class__ = Broken
     failed, sound = run_two(UNet(), broken)
     assert str(failed) == "no 2 rows"
+    assert torch.equal(sound, SOUND)
+
+
+def test_canvases_that_cannot_make_their_rows_keep_nobody_else_waiting() -> None:
+    """Also where a whole call would have been theirs."""
+
+    class Broken(Denoising):
+        def take(self, count: int) -> UNetRows:
+            raise RuntimeError(f"no {count} rows")
+
+    async def run() -> list[Any]:
+        batcher = UNetBatcher(UNet(), max_batch_size=MAX_BATCH_SIZE)
+        broken = [make_canvas(WINDOW, seed) for seed in (2, 3)]
+        for each in broken:
+            each.__class__ = Broken
+        async with asyncio.timeout(20):
+            return await asyncio.gather(
+                *(paint(canvas, batcher) for canvas in (*broken, make_canvas(WINDOW, seed=1))), return_exceptions=True
+            )
+
+    *failed, sound = asyncio.run(run())
+    assert [str(each) for each in failed] == ["no 2 rows"] * 2
+    assert torch.equal(sound, SOUND)
+
+
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_a_wrong_number_of_rows_ends_the_wait_and_the_batcher_goes_on(surplus: int) -> None:
+    wrong = True
+
+    async def unet(rows: UNetRows) -> Tensor:
+        predictions = predict(rows)
+        return torch.cat([predictions, predictions])[: len(rows) + surplus] if wrong else predictions
+
+    async def run() -> tuple[list[Any], Tensor]:
+        nonlocal wrong
+        batcher = UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)
+        async with asyncio.timeout(20):
+            failed = await asyncio.gather(
+                *(paint(make_canvas(WINDOW, seed), batcher) for seed in range(3)), return_exceptions=True
+            )
+            wrong = False
+            return failed, await paint(make_canvas(WINDOW, seed=1), batcher)
+
+    failed, sound = asyncio.run(run())
+    assert [str(each) for each in failed] == [f"unet: expected 2 rows, found {2 + surplus}"] * 3
+    assert torch.equal(sound, SOUND)
+
+
+def test_rows_that_cannot_share_a_call_get_calls_of_their_own() -> None:
+    """Two canvases whose texts have different lengths, which no checkpoint's have."""
+    longer = make_canvas(WINDOW, seed=0)
+    longer._conditioning = Conditioning(torch.zeros(2, 9, EMBEDDING))
+    finished, sound = run_two(UNet(), longer)
+    assert isinstance(finished, Tensor)
+    assert torch.equal(sound, SOUND)
+
+
+def test_a_worker_that_fails_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deal(wanted: Sequence[int], places: int) -> list[int]:
+        raise RuntimeError(f"{places} places for {len(wanted)}")
+
+    async def run() -> tuple[list[Any], Tensor]:
+        batcher = UNetBatcher(UNet(), max_batch_size=MAX_BATCH_SIZE)
+        async with asyncio.timeout(20):
+            with monkeypatch.context() as patch:
+                patch.setattr(batching, "share", deal)
+                failed = await asyncio.gather(
+                    *(paint(make_canvas(WINDOW, seed), batcher) for seed in range(2)), return_exceptions=True
+                )
+            return failed, await paint(make_canvas(WINDOW, seed=1), batcher)
+
+    failed, sound = asyncio.run(run())
+    assert [type(each) for each in failed] == [RuntimeError] * 2
     assert torch.equal(sound, SOUND)
 
 

@@ -1,0 +1,287 @@
+"""The adapter beside a Triton whose networks hang, fail or answer late, and clients that leave: who gets what."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from multsd_gateway.settings import Settings
+from tests.unit.repository.orchestrator import (
+    Array,
+    Code,
+    Network,
+    Request,
+    TritonError,
+    contract,
+    serving,
+    unet,
+    vae_decoder,
+)
+
+SOON = 30.0  # seconds that nothing here takes
+
+
+class Held:
+    """A network that answers no call before it is let go."""
+
+    def __init__(self, network: Network, *, free: int = 0) -> None:
+        """free: so many calls are answered at once."""
+        self._network = network
+        self._free = free
+        self.calls = 0
+        self.reached = asyncio.Event()  # a call waits
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, inputs: Mapping[str, Array]) -> Array:
+        self.calls += 1
+        if self.calls > self._free:
+            self.reached.set()
+            await self.let_go.wait()
+        return await self._network(inputs)
+
+
+def sent(model: Any, *requests: Request) -> "list[asyncio.Task[None]]":
+    return [asyncio.create_task(model.execute([request])) for request in requests]
+
+
+async def until(condition: Any) -> None:
+    """Let everything run until it holds."""
+    async with asyncio.timeout(SOON):
+        while not condition():  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0)
+
+
+def test_a_request_is_painted_and_told_its_steps() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+            request = Request(progress=True)
+            await model.execute([request])
+            assert request.answer == "picture"
+            assert request.told("progress_steps") == [[step, 4] for step in (1, 2, 3, 4)]
+            assert triton.metrics["multsd_unet_rows_total"].value == 8
+
+    asyncio.run(scenario())
+
+
+def test_a_unet_call_that_was_slow_refuses_no_deadline_that_can_be_met() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, _triton):
+            model.pace.saw(2, 60.0)
+            request = Request(deadline_s=SOON)
+            await model.execute([request])
+            assert request.answer == "picture"
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_by_what_the_unet_has_lately_taken() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            for _ in range(3):
+                model.pace.saw(16, 160.0)
+            request = Request(deadline_s=SOON)
+            await model.execute([request])
+            assert request.answer.startswith("DEADLINE_EXCEEDED: deadline_s: at least 80.0 s more are needed, ")
+            assert held.calls == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_that_is_over_is_told_with_its_limit() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            request = Request(deadline_s=0.01)
+            await model.execute([request])
+            assert request.answer == "DEADLINE_EXCEEDED: deadline_s: not done, none of its 0.01 s are left"
+            held.let_go.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_hung_network_is_recognised_before_the_gateway_gives_a_request_up() -> None:
+    assert 0 < float(contract().parameters["network_seconds"].string_value) < Settings().request_seconds / 2
+
+
+def test_a_network_that_hangs_ends_the_requests_that_wait_for_it() -> None:
+    async def scenario() -> None:
+        with serving(network_seconds=1) as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            requests = [Request() for _ in range(3)]
+            await asyncio.gather(*sent(model, *requests))
+            assert {request.answer for request in requests} == {"UNAVAILABLE: unet: no answer for 1 s"}
+            held.let_go.set()
+            later = Request()
+            await model.execute([later])
+            assert later.answer == "picture"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.INTERNAL])  # Triton before 25.01 loses the first
+def test_what_tritons_own_queue_gave_up_is_asked_no_second_time(code: Code) -> None:
+    async def scenario() -> None:
+        async def stuck(_: Mapping[str, Array]) -> Array:
+            raise TritonError("Request timeout expired", code)
+
+        with serving() as (model, _, triton):
+            triton.networks["unet"] = held = Held(stuck)
+            requests = [Request() for _ in range(3)]
+            tasks = sent(model, *requests)
+            await until(lambda: held.calls and len(model.batcher._open) == 3)
+            held.let_go.set()
+            await asyncio.gather(*tasks)
+            for request in requests:
+                assert request.answer.startswith("UNAVAILABLE: unet: no answer for ")
+                assert request.answer.endswith(" s: Request timeout expired")
+            assert held.calls <= 2  # the first, and one of those that were too late for it
+
+    asyncio.run(scenario())
+
+
+def test_a_decoder_that_hangs_keeps_nobody_from_the_other_networks() -> None:
+    """However many have stopped waiting for it."""
+
+    async def scenario() -> None:
+        with serving() as (model, module, triton):
+            triton.networks["vae_decoder"] = held = Held(vae_decoder)
+            latents = {"latent_sample": Request().arrays["prompt"]}
+            left = [
+                asyncio.create_task(model.calls.call("vae_decoder", ["sample"], latents))
+                for _ in range(2 * module.MOST_CALLS)
+            ]
+            await until(lambda: held.calls == module.MOST_CALLS)
+            for call in left:
+                call.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            request = Request(progress=True)
+            (task,) = sent(model, request)
+            await until(lambda: len(request.told("progress_steps")) == 4)
+            assert held.calls == module.MOST_CALLS
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_calls_of_a_hung_unet_that_are_left_behind_are_bounded() -> None:
+    async def scenario() -> None:
+        with serving() as (model, module, triton):
+            triton.networks["unet"] = held = Held(unet)
+            inputs = {"sample": Request().arrays["seed"]}
+            most = 1 + module.SPARE_CALLS
+            left = [asyncio.create_task(model.calls.call("unet", ["out_sample"], inputs)) for _ in range(2 * most)]
+            await until(lambda: held.calls == most)
+            for call in left:
+                call.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            request = Request()
+            (task,) = sent(model, request)
+            await until(lambda: len(model.batcher._open) == 1)
+            assert held.calls == most
+            held.let_go.set()
+            await task
+            assert request.answer == "picture"
+
+    asyncio.run(scenario())
+
+
+def test_clients_that_leave_the_queue_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        with serving(max_running=1, max_waiting=2) as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            monkeypatch.setattr(model.admission, "_look_every", 0.001)
+            first, gone, other = Request(), [Request(), Request()], Request()
+            tasks = sent(model, first, *gone)
+            await until(lambda: model.admission.waiting == 2)
+            for request in gone:
+                request.sender.cancelled = True
+            async with asyncio.timeout(SOON):
+                await asyncio.gather(*tasks[1:])
+            assert {request.answer for request in gone} == {"CANCELLED: cancelled by the client"}
+            tasks += sent(model, other)
+            await until(lambda: model.admission.waiting == 1)
+            held.let_go.set()
+            await asyncio.gather(*tasks)
+            assert first.answer == other.answer == "picture"
+            assert triton.metrics["multsd_requests_cancelled_total"].value == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_is_gone_ends_its_own_request_and_not_the_one_that_makes_room() -> None:
+    async def scenario() -> None:
+        with serving(max_running=1) as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            first, second, deaf = Request(), Request(progress=True), Request(progress=True)
+            tasks = sent(model, first, second, deaf)
+            await until(lambda: model.admission.waiting == 2)
+            deaf.sender.deaf = True
+            held.let_go.set()
+            await asyncio.gather(*tasks)
+            assert first.answer == second.answer == "picture"
+            assert deaf.answer == "INTERNAL: internal error (RuntimeError)"
+            assert model.admission.running == model.admission.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_while_its_picture_is_decoded_counts_as_gone() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+            triton.networks["vae_decoder"] = held = Held(vae_decoder)
+            request = Request()
+            (task,) = sent(model, request)
+            await asyncio.wait_for(held.reached.wait(), SOON)
+            request.sender.cancelled = True
+            held.let_go.set()
+            await task
+            assert request.answer == "CANCELLED: cancelled by the client"
+            assert triton.metrics["multsd_requests_cancelled_total"].value == 1
+            assert triton.metrics["multsd_picture_seconds"].value == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_tells_what_is_left_of_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its four steps of two rows the first two are done."""
+
+    async def scenario() -> None:
+        with serving(max_running=1, max_waiting=0) as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet, free=2)
+            monkeypatch.setattr(model.pace, "seconds", float)  # a row a second
+            (task,) = sent(model, Request())
+            await asyncio.wait_for(held.reached.wait(), SOON)
+            refused = Request()
+            await model.execute([refused])
+            assert refused.answer == "UNAVAILABLE: 1 requests are running and 0 waiting; try again in 4 s"
+            held.let_go.set()
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_texts_of_a_deterministic_deployment_are_encoded_one_by_one() -> None:
+    async def scenario() -> None:
+        at_work = most = 0
+
+        async def encoder(inputs: Mapping[str, Array]) -> Array:
+            nonlocal at_work, most
+            at_work += 1
+            most = max(most, at_work)
+            await asyncio.sleep(0)
+            at_work -= 1
+            return await text_encoder(inputs)
+
+        with serving(deterministic="true") as (model, _, triton):
+            text_encoder = triton.networks["text_encoder"]
+            triton.networks["text_encoder"] = encoder
+            request = Request()
+            await model.execute([request])
+            assert request.answer == "picture"
+            assert most == 1
+            assert triton.metrics["multsd_unet_rows_padded_total"].value == 4 * 14
+
+    asyncio.run(scenario())
