@@ -9,8 +9,12 @@ from enum import Enum, auto
 # What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
 DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
 
-# What Triton itself says, without a code, of a model that is not (or no longer) loaded, or whose queue is full.
-_NOT_NOW = ("unknown model", "is not ready", "no available versions", "unloaded", "maximum queue size")
+# What Triton itself says, without a code, of a model that is not (or no longer) loaded, or whose queue is full or has
+# stood still for longer than its configuration allows.
+_NOT_NOW = (
+    *("unknown model", "is not ready", "no available versions", "unloaded"),
+    *("maximum queue size", "Request timeout expired"),
+)
 
 # The model knows how long those that wait will take.
 _RETRY = re.compile(r"try again in (\d{1,6}) s")

@@ -21,6 +21,7 @@ from multsd_gateway.capabilities import capabilities
 from multsd_gateway.connection import EventSender, EventStream, event, while_connected
 from multsd_gateway.errors import ClientGoneError, GatewayError, ModelUnavailableError
 from multsd_gateway.inference import Painter
+from multsd_gateway.limits import TIMEOUT
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.metrics import METRICS_TYPE, Measured, Metrics, triton_metrics
 from multsd_gateway.middleware import REQUEST_ID, RequestIds
@@ -58,7 +59,12 @@ class Gateway:
     async def multsd(self, request: Request) -> Response:
         """Answer with the whole picture."""
         wanted = wanted_format(request.headers.get("accept", "*/*"))
-        order = Order(request_id=request_id_var.get(), strict=_strict(request), picture_format=wanted.name)
+        order = Order(
+            request_id=request_id_var.get(),
+            strict=_strict(request),
+            timeout=request.headers.get(TIMEOUT),
+            picture_format=wanted.name,
+        )
         painting = await self._paint(request, order)
         reply = picture_reply if wanted.as_picture else json_reply
         return await self._service.in_thread_if_large(lambda: reply(painting), large=is_large(painting))
@@ -73,6 +79,7 @@ class Gateway:
             order = Order(
                 request_id=request_id_var.get(),
                 strict=_strict(request),
+                timeout=request.headers.get(TIMEOUT),
                 on_start=sender.start,
                 on_progress=on_progress,
             )
@@ -82,7 +89,12 @@ class Gateway:
             )
             await sender.data(result)
 
-        return EventStream(work, on_error=error_event, heartbeat_seconds=self._settings.heartbeat_seconds)
+        return EventStream(
+            work,
+            on_error=error_event,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            write_seconds=self._settings.write_seconds,
+        )
 
     async def healthz(self) -> Response:
         """The process answers."""
@@ -164,6 +176,7 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere
         redoc_url=None,
     )
+    app.state.metrics = metrics
     app.add_exception_handler(GatewayError, handle_gateway_error)
     app.add_exception_handler(HTTPException, handle_http_error)
     app.add_api_route("/multsd", gateway.multsd, methods=["POST"], **documentation.multsd(settings))
@@ -196,7 +209,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, no_to
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID, TIMEOUT],
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(SecurityHeaders)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from multsd_client.tensors import ModelRequest, Picture, Queued, Update
 from multsd_gateway.errors import GatewayError, ModelUnavailableError
 from multsd_gateway.inference import ModelDescription, OnProgress, Painter
+from multsd_gateway.limits import SHORTEST_DEADLINE
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class BalancedPainter:
         self.start()
         tried: list[Endpoint] = []
         errors: list[ModelUnavailableError] = []
-        answered = False
+        answered, clock = False, asyncio.get_running_loop().time
+        began = clock()
 
         async def relay(update: Update) -> None:
             nonlocal answered
@@ -58,7 +60,9 @@ class BalancedPainter:
             endpoint.in_flight += 1
             try:
                 return await endpoint.painter.paint(
-                    request, request_id=request_id, on_progress=relay if on_progress is not None else None
+                    _later(request, clock() - began),
+                    request_id=request_id,
+                    on_progress=relay if on_progress is not None else None,
                 )
             except ModelUnavailableError as error:
                 if answered:
@@ -96,6 +100,9 @@ class BalancedPainter:
         told = [each.painter.samplers() for each in self.endpoints if each.ready]
         known = [names for names in told if names is not None]
         return tuple(dict.fromkeys(name for names in known for name in names)) if 0 < len(known) == len(told) else None
+
+    def descriptions(self) -> tuple[ModelDescription, ...]:
+        return tuple(told for each in self.endpoints if each.ready for told in each.painter.descriptions())
 
     async def close(self) -> None:
         for probe in self._probes:
@@ -136,6 +143,13 @@ class BalancedPainter:
                 endpoint.ready = not reason
                 log.warning("Triton %s: %s", endpoint.url, reason or "ready")
             await asyncio.sleep(self._probe_seconds)
+
+
+def _later(request: ModelRequest, seconds: float) -> ModelRequest:
+    """The request with what is left of its time after so many seconds."""
+    if request.deadline_s is None:
+        return request
+    return replace(request, deadline_s=max(request.deadline_s - seconds, SHORTEST_DEADLINE))
 
 
 def _most_telling(errors: Sequence[ModelUnavailableError]) -> ModelUnavailableError:

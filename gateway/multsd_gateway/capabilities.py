@@ -19,6 +19,7 @@ _SHARED = {
     "max_mask_pixels": "max_mask_pixels",
     "max_steps": "max_steps",
     "max_prompt_bytes": "max_prompt_bytes",
+    "max_waiting_rows": "max_waiting_rows",
 }
 _OWN = (
     "min_side",
@@ -29,6 +30,7 @@ _OWN = (
     "max_image_pixels",
     "body_seconds",
     "request_seconds",
+    "write_seconds",
     "max_running",
     "max_waiting",
 )

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from multsd_gateway import logs
 from multsd_gateway.app import create_app
+from multsd_gateway.protocol import patient_protocol
 from multsd_gateway.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def run_gateway(settings: Settings) -> None:
         application,
         host=settings.host,
         port=settings.port,
+        http=patient_protocol(settings.write_seconds, application.state.metrics.cut.inc),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 
 from multsd_gateway.capabilities import capabilities
 from multsd_gateway.inference import ModelDescription
+from multsd_gateway.limits import SHORTEST_DEADLINE, TIMEOUT
 from multsd_gateway.request_schema import EXAMPLES, request_schema
 from multsd_gateway.settings import Settings
 
@@ -191,7 +192,8 @@ _UNAUTHORIZED = _error(
     headers=_headers({"WWW-Authenticate": "Bearer"}),
 )
 _UNAVAILABLE = _error(
-    "Triton is away, or too many requests wait: try after Retry-After.",
+    "Triton is away, or too many requests or UNet rows wait, or a picture would not be done in time beside those at "
+    "work: try after Retry-After.",
     "the model server is away or full, try again later",
     headers=_RETRY,
 )
@@ -252,7 +254,23 @@ def _request(settings: Settings) -> dict[str, Any]:
                 "required": False,
                 "description": "1: unknown fields are errors, not warnings.",
                 "schema": {"type": "string", "enum": ["0", "1"]},
-            }
+            },
+            {
+                "name": TIMEOUT,
+                "in": "header",
+                "required": False,
+                "description": (
+                    "Seconds from the request's arrival, after which nobody wants the picture: 504. As the field "
+                    f"deadline_s; the smaller of both holds. From {SHORTEST_DEADLINE:g} to "
+                    f"{settings.request_seconds:g}."
+                ),
+                "schema": {
+                    "type": "number",
+                    "minimum": SHORTEST_DEADLINE,
+                    "maximum": settings.request_seconds,
+                },
+                "example": 30,
+            },
         ],
     }
 
@@ -287,12 +305,13 @@ def stream(settings: Settings) -> dict[str, Any]:
         "summary": "Paint a picture and watch",
         "description": (
             "The request of POST /multsd, answered with server-sent events: `queued` while it waits (`position`: how "
-            "many wait before it), `progress` after each step (`step`, `num_inference_steps`), `preview` where asked "
-            "for (`image`: base64, a pixel for each 8 of the picture; `media_type`), then "
+            "many wait before it, here and in Triton; it may rise where several gateways share a Triton, or when "
+            "another Triton takes the request over), `progress` after each step (`step`, `num_inference_steps`), "
+            "`preview` where asked for (`image`: base64, a pixel for each 8 of the picture; `media_type`), then "
             "`result` (the JSON of POST /multsd) or `error` (an error's body and `status`). A stream that has been "
             f"silent for {settings.heartbeat_seconds:g} s (the header `Heartbeat-Seconds`) gets a comment line, "
             "`: heartbeat`. A request that is at fault gets an ordinary error reply. Closing the connection stops the "
-            "work."
+            f"work, and so does taking nothing of what is sent for {settings.write_seconds:g} s."
         ),
         "response_model": None,
         "responses": {

@@ -35,8 +35,9 @@ log = logging.getLogger(__name__)
 
 OnProgress = Callable[[Update], Awaitable[None]]
 
-# What `multidiffusion` says of a network that hangs; Triton calls it ready all the while.
-_SILENT = re.compile(r"(\w+): no answer for [\d.]+ s")
+# What `multidiffusion` says of a network that hangs, by its own clock or by that of the network's queue in Triton.
+# Triton calls it ready all the while.
+_SILENT = re.compile(r"(\w+): (?:no answer for [\d.]+ s|(?:\[request id: [^\]]*\] )?Request timeout expired)")
 
 _END_SECONDS = 2.0  # after its picture, in which Triton ends a stream
 _PING_SECONDS = 1.0
@@ -67,6 +68,11 @@ class ModelDescription:
         """The samplers that it names, its default first; none where it does not tell."""
         return tuple(name for part in self.parameters.get("samplers", "").split(",") if (name := part.strip()))
 
+    def number(self, name: str, default: int) -> int:
+        """One of its parameters that is a whole number above 0, the default where it does not tell."""
+        text = self.parameters.get(name, "")
+        return int(text) if text.isdecimal() and int(text) else default
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -96,6 +102,9 @@ class Painter(Protocol):
 
     def samplers(self) -> tuple[str, ...] | None:
         """Those that the served model is known to have, without asking it; None where it has not told."""
+
+    def descriptions(self) -> tuple[ModelDescription, ...]:
+        """What the served model of each Triton that is ready is known to have said of itself, without asking it."""
 
     async def close(self) -> None:
         """Give back what it holds."""
@@ -178,6 +187,9 @@ class TritonPainter:
 
     def samplers(self) -> tuple[str, ...] | None:
         return (self._description.samplers or None) if self._description is not None else None
+
+    def descriptions(self) -> tuple[ModelDescription, ...]:
+        return () if self._description is None else (self._description,)
 
     async def close(self) -> None:
         await self._client.close()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from multsd_client.errors import FieldNote
 from multsd_client.pictures import MEDIA_TYPES
 from multsd_client.shapes import Polygon
+from multsd_gateway.readers import read_number
 from multsd_gateway.schema import MultsdRequest
 from multsd_gateway.settings import Settings
 from multsd_gateway.wording import found
@@ -19,6 +20,7 @@ MAX_GUIDANCE = 100
 MAX_NAME = 40
 MAX_QUALITY = 100
 SHORTEST_DEADLINE = 0.1
+TIMEOUT = "X-Request-Timeout"
 
 
 def defaults(settings: Settings) -> dict[str, int]:
@@ -49,6 +51,20 @@ def limit_faults(
     areas = [] if ranges or {"width", "height", "masks"} & set(unread) else _areas(request, settings)
     texts = _texts(request, settings)
     return [*counts, *_polygons(request, settings), *texts, *_choices(request, samplers), *ranges, *areas]
+
+
+def read_timeout(header: str | None, settings: Settings) -> tuple[float | None, list[FieldNote]]:
+    """Seconds that the header TIMEOUT gives the request, None where it is left out; and its fault."""
+    if header is None:
+        return None, []
+    low, high = SHORTEST_DEADLINE, settings.request_seconds
+    try:
+        seconds = read_number(header)
+    except ValueError:
+        seconds = 0.0
+    if not low <= seconds <= high:
+        return None, [FieldNote(TIMEOUT, f"expected seconds from {low:g} to {high:g}, found {found(header)}")]
+    return seconds, []
 
 
 def _choices(request: MultsdRequest, samplers: Collection[str] | None) -> Iterator[FieldNote]:

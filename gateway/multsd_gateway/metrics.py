@@ -79,6 +79,11 @@ class Metrics:
         self.in_flight = Gauge(
             "multsd_gateway_requests_in_flight", "Requests between head and reply.", labels, registry=self._registry
         )
+        self.cut = Counter(
+            "multsd_gateway_cut_connections",
+            "Connections that were cut because the client took nothing of its reply.",
+            registry=self._registry,
+        )
         self.stages = Histogram(
             "multsd_gateway_stage_seconds",
             "Parts of finished pictures: read, masks, model, encode.",

@@ -19,9 +19,10 @@ from multsd_client.shapes import Mask
 from multsd_client.tensors import ModelRequest, Queued
 from multsd_gateway.admission import Admission, OnPlace
 from multsd_gateway.body import most_containers, parse_object
+from multsd_gateway.cost import most_rows, tritons
 from multsd_gateway.errors import DeadlineExceededError, InvalidRequestError
 from multsd_gateway.inference import OnProgress, Painter
-from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, within_limits
+from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, read_timeout, within_limits
 from multsd_gateway.masks import decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
@@ -74,11 +75,13 @@ class Painting:
 class Order:
     """What a caller asks for besides the body. picture_format: instead of the request's own; strict: see read_request.
 
+    timeout: the header X-Request-Timeout as it came, which may lower the request's deadline_s.
     on_start is awaited once the request is known to be good and its turn has come; on_progress may be before.
     """
 
     request_id: str
     strict: bool = False
+    timeout: str | None = None
     picture_format: str | None = None
     on_start: Callable[[], Awaitable[None]] | None = None
     on_progress: OnProgress | None = None
@@ -99,7 +102,12 @@ class Service:
         self._threads = CapacityLimiter(settings.image_threads)
         self.uploads = Uploads(settings.max_uploaded_bytes)
         self.last_checkpoint: Mapping[str, Any] = {}
-        self.admission = Admission(running=settings.max_running, waiting=settings.max_waiting)
+        self.admission = Admission(
+            running=settings.max_running,
+            waiting=settings.max_waiting,
+            waiting_rows=settings.max_waiting_rows,
+            tritons=lambda: tritons(painter.descriptions()),
+        )
 
     async def paint(self, upload: Upload, order: Order) -> Painting:
         """Paint one picture. Raises GatewayError; cancelling the call stops the work.
@@ -112,7 +120,13 @@ class Service:
             async with asyncio.timeout(seconds) as timeout:
                 with watch("read"):
                     request, warnings = await self.in_thread_if_large(
-                        lambda: check(bytes(upload), strict=order.strict, settings=self._settings, samplers=samplers),
+                        lambda: check(
+                            bytes(upload),
+                            strict=order.strict,
+                            timeout=order.timeout,
+                            settings=self._settings,
+                            samplers=samplers,
+                        ),
                         large=len(upload) > LARGE_BODY,
                     )
                 if request.deadline_s is not None:
@@ -133,7 +147,9 @@ class Service:
     async def _paint(
         self, request: MultsdRequest, warnings: list[FieldNote], upload: Upload, order: Order, watch: Stopwatch
     ) -> Painting:
-        async with self.admission.slot(order.on_place):
+        left = (request.deadline_s or self._settings.request_seconds) - watch.total()
+        rows = most_rows(request, self._painter.descriptions())
+        async with self.admission.slot(rows, left, order.on_place):
             with watch("masks"):
                 masks, mask_warnings = await self.in_thread(
                     lambda: decode_masks(
@@ -173,17 +189,21 @@ class Service:
 
 
 def check(
-    body: bytes, *, strict: bool, settings: Settings, samplers: Collection[str] | None
+    body: bytes, *, strict: bool, settings: Settings, samplers: Collection[str] | None, timeout: str | None = None
 ) -> tuple[MultsdRequest, list[FieldNote]]:
-    """A body that is a request within the limits, and warnings. samplers: see limit_faults.
+    """A body that is a request within the limits, and warnings. samplers: see limit_faults; timeout: see Order.
 
     Raises InvalidRequestError with every fault found.
     """
     reading = read_request(parse_object(body, most_containers(settings)), strict=strict)
     request = within_limits(reading.request, settings)
     faults = [*reading.faults, *limit_faults(request, settings, samplers=samplers, unread=reading.unread)]
-    if faults:
-        raise InvalidRequestError(faults)
+    seconds, header_faults = read_timeout(timeout, settings)
+    if faults or header_faults:
+        raise InvalidRequestError([*faults, *header_faults])
+    if seconds is not None:
+        soonest = seconds if request.deadline_s is None else min(seconds, request.deadline_s)
+        request = request.model_copy(update={"deadline_s": soonest})
     return request, list(reading.warnings)
 
 

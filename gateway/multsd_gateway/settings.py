@@ -118,8 +118,22 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(
         default=15.0, gt=0, description="A stream of events that was silent for so long gets a comment line."
     )
-    max_running: int = Field(default=8, ge=1, description="Requests at work in Triton at once.")
+    write_seconds: float = Field(
+        default=10.0, gt=0, description="A client that takes nothing of its reply for so long is cut off."
+    )
+    max_running: int = Field(
+        default=64,
+        ge=1,
+        description="Requests at work in Triton at once, painted or waiting there: more than all Tritons take. Each "
+        "holds up to max_mask_pixels bytes here.",
+    )
     max_waiting: int = Field(default=32, ge=0, description="Requests that may wait for those; past it 503 at once.")
+    max_waiting_rows: int = Field(
+        default=8000,
+        ge=1,
+        description="UNet rows, by an upper bound, of all requests that wait, for each Triton; past it 503 before any "
+        "mask is decoded. A single request may cost more when no other waits.",
+    )
     image_threads: int = Field(default=2, ge=1, description="Pictures and mask sets decoded or encoded at once.")
 
     @property

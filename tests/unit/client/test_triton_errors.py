@@ -35,6 +35,7 @@ def test_a_code_means_the_same_as_a_status_and_before_a_text(code: str, meaning:
         "Request for model 'multidiffusion' is not ready",
         "model 'multidiffusion' was unloaded",
         "Exceeds maximum queue size",
+        "Request timeout expired",
         "Stub process 'multidiffusion_0_0' is not healthy.",
     ],
 )

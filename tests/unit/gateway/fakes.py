@@ -86,6 +86,9 @@ class FakePainter:
     def samplers(self) -> tuple[str, ...] | None:
         return self.description.samplers or None
 
+    def descriptions(self) -> tuple[ModelDescription, ...]:
+        return (self.description,)
+
     async def close(self) -> None:
         self.closed = True
 

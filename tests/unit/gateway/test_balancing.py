@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from multsd_client.tensors import ModelRequest, Picture, Progress, Queued, Update
 from multsd_gateway.balancing import BalancedPainter, Endpoint
 from multsd_gateway.errors import InvalidRequestError, ModelFailedError, ModelUnavailableError
-from multsd_gateway.inference import ModelDescription
+from multsd_gateway.inference import ModelDescription, OnProgress
+from multsd_gateway.limits import SHORTEST_DEADLINE
 from tests.unit.gateway.fakes import FakePainter
+from tests.unit.gateway.jumping import JumpingLoop
 
 REQUEST = ModelRequest(prompts=("a",), height=2, width=3, num_inference_steps=2)
 
@@ -209,3 +212,38 @@ def test_the_service_is_ready_where_one_triton_is() -> None:
 
     assert _with([FakePainter(not_ready=["unet"]), FakePainter()], use) == []
     assert _with([FakePainter(not_ready=["unet", "multidiffusion"]), FakePainter(not_ready=["unet"])], use) == ["unet"]
+
+
+def test_the_next_triton_gets_what_is_left_of_the_time() -> None:
+    class Slow(FakePainter):
+        async def paint(self, request: ModelRequest, *, request_id: str, on_progress: OnProgress | None) -> Picture:
+            await asyncio.sleep(12)
+            return await super().paint(request, request_id=request_id, on_progress=on_progress)
+
+    slow, good = Slow(error=AWAY), FakePainter()
+
+    async def scenario(deadline: float | None) -> float | None:
+        painter = BalancedPainter(
+            [Endpoint("0", slow), Endpoint("1", good)], models=["multidiffusion"], probe_seconds=60.0
+        )
+        try:
+            await painter.paint(replace(REQUEST, deadline_s=deadline), request_id="job", on_progress=None)
+        finally:
+            await painter.close()
+        return good.requests[-1].deadline_s
+
+    for deadline, left in ((30.0, 18.0), (12.0, SHORTEST_DEADLINE), (None, None)):
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            assert runner.run(scenario(deadline)) == left
+
+
+def test_what_tritons_that_are_ready_have_told_is_known() -> None:
+    told = [ModelDescription(frozenset(), {"window": window}) for window in ("64", "128")]
+    fakes = [FakePainter(description=each) for each in told]
+
+    async def use(painter: BalancedPainter) -> list[tuple[ModelDescription, ...]]:
+        both = painter.descriptions()
+        painter.endpoints[0].ready = False
+        return [both, painter.descriptions()]
+
+    assert _with(fakes, use) == [tuple(told), (told[1],)]

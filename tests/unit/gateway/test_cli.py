@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -61,3 +62,14 @@ def test_a_setting_that_cannot_be_used_ends_the_command_at_its_start(variables: 
     assert result.exit_code == 2
     assert named in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_server_cuts_connections_after_the_settings_time_and_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: dict[str, Any] = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: served.update(options, app=app))
+
+    cli.run_gateway(settings(write_seconds=7))
+
+    assert served["http"].write_seconds == 7
+    served["http"].on_cut()
+    assert b"multsd_gateway_cut_connections_total 1.0" in served["app"].state.metrics.text()

@@ -1,12 +1,10 @@
-"""Clients that leave, deadlines, and more requests than the gateway takes."""
+"""Clients that leave or do not read, deadlines, and more requests than the gateway takes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import selectors
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -14,12 +12,14 @@ import pytest
 from fastapi import FastAPI
 
 from multsd_client.tensors import Progress
-from multsd_gateway.admission import Admission
 from multsd_gateway.app import create_app
-from multsd_gateway.connection import HEARTBEAT, EventSender, EventStream
-from multsd_gateway.errors import OverloadedError
+from multsd_gateway.connection import HEARTBEAT, PIECE, EventSender, EventStream
+from multsd_gateway.errors import DeadlineExceededError
+from multsd_gateway.inference import error_of
+from multsd_gateway.outcome import outcome_of
 from multsd_gateway.replies import error_event, update_event
 from tests.unit.gateway.fakes import FakePainter, post, seed_request, settings
+from tests.unit.gateway.jumping import JumpingLoop
 
 Message = dict[str, Any]
 
@@ -99,38 +99,13 @@ def test_a_silent_stream_gets_heartbeats_and_none_after_its_end() -> None:
             for update in messages:
                 await sender.data(update_event(update))
 
-        stream = EventStream(work, on_error=error_event, heartbeat_seconds=0.01)
+        stream = EventStream(work, on_error=error_event, heartbeat_seconds=0.01, write_seconds=10)
         async with asyncio.timeout(10):
             await stream({"type": "http"}, _never, send)
         await asyncio.sleep(0.05)
         return sent
 
     assert asyncio.run(scenario()) == [b"", HEARTBEAT, HEARTBEAT, update_event(messages[0]), b""]
-
-
-class JumpingClock(selectors.SelectSelector):
-    """What an event loop waits with; it does not wait, and takes note of how long it should have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready and timeout is not None:
-            self.now += timeout
-        return ready
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop in which nothing takes time: when all wait, its clock jumps to what is due next."""
-
-    def __init__(self) -> None:
-        self._clock = JumpingClock()
-        super().__init__(self._clock)
-
-    def time(self) -> float:
-        return self._clock.now
 
 
 def test_a_stream_that_talks_gets_heartbeats_only_when_it_has_stopped() -> None:
@@ -147,7 +122,9 @@ def test_a_stream_that_talks_gets_heartbeats_only_when_it_has_stopped() -> None:
                 await asyncio.sleep(6)
             await asyncio.sleep(19)
 
-        await EventStream(work, on_error=error_event, heartbeat_seconds=10)({"type": "http"}, _never, send)
+        await EventStream(work, on_error=error_event, heartbeat_seconds=10, write_seconds=10)(
+            {"type": "http"}, _never, send
+        )
         return sent
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
@@ -160,7 +137,10 @@ def test_a_stream_promises_its_heartbeats_in_a_header() -> None:
     async def work(_: EventSender) -> None:
         raise AssertionError
 
-    assert EventStream(work, on_error=error_event, heartbeat_seconds=0.5).headers["heartbeat-seconds"] == "0.5"
+    assert (
+        EventStream(work, on_error=error_event, heartbeat_seconds=0.5, write_seconds=10).headers["heartbeat-seconds"]
+        == "0.5"
+    )
 
 
 def test_a_client_that_leaves_while_it_sends_starts_nothing() -> None:
@@ -221,53 +201,38 @@ def test_requests_past_the_bound_are_a_503_at_once_and_the_others_finish() -> No
     assert all(reply.headers["Retry-After"] == "5" for reply in replies if reply.status_code == 503)
 
 
-def test_who_waits_hears_of_its_place_and_is_served_in_order() -> None:
-    async def scenario() -> tuple[list[str], dict[str, list[int]]]:
-        admission = Admission(running=1, waiting=9)
-        ended: list[str] = []
-        heard: dict[str, list[int]] = {name: [] for name in "abcd"}
+@pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
+def test_rows_past_the_bound_are_a_503_before_a_mask_is_decoded(path: str) -> None:
+    async def scenario() -> tuple[httpx.Response, httpx.Response]:
+        painter = FakePainter(forever=True)
+        app = create_app(settings(max_waiting_rows=100), painter)  # 140 rows each
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            first = asyncio.create_task(client.post("/multsd", json=seed_request()))
+            await painter.started.wait()
+            refused = await client.post(path, json=seed_request(masks=["no image"]))
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            return refused, await client.post(path, json=seed_request(masks=["no image"]))
 
-        async def request(name: str, until: asyncio.Event) -> None:
-            async def on_place(place: int) -> None:
-                heard[name].append(place)
+    refused, alone = asyncio.run(scenario())
 
-            async with admission.slot(on_place):
-                await until.wait()
-                ended.append(name)
-
-        gates = {name: asyncio.Event() for name in "abcd"}
-        tasks = {}
-        for name, gate in gates.items():
-            tasks[name] = asyncio.create_task(request(name, gate))
-            await asyncio.sleep(0)
-        tasks["c"].cancel()  # one that waits goes away
-        await asyncio.gather(tasks["c"], return_exceptions=True)
-        for name in "abd":
-            gates[name].set()
-            await tasks[name]
-        return ended, heard
-
-    ended, heard = asyncio.run(scenario())
-
-    assert ended == ["a", "b", "d"]
-    assert heard == {"a": [], "b": [0], "c": [1], "d": [2, 1, 0]}
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    expected = "140 UNet rows are at work and 140 more would not be done in time, try again later"
+    assert refused.json()["message"] == expected
+    assert alone.status_code == 400, "nothing else is at work, so its mask is looked at"
 
 
-def test_retry_after_follows_the_pace_of_earlier_requests() -> None:
-    async def scenario() -> list[int | None]:
-        admission, told = Admission(running=1, waiting=2), []
-        for seconds in (1.2, 0.0):  # the first is slow; the second hardly changes what is known
-            with ExitStack() as present:
-                for _ in range(3):
-                    present.enter_context(admission.enter())
-                with pytest.raises(OverloadedError) as refused, admission.enter():
-                    pass
-                told.append(refused.value.retry_after)
-                async with admission.slot():
-                    await asyncio.sleep(seconds)
-        return told
+@pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
+def test_when_the_model_refuses_its_own_time_to_come_again_is_told(path: str) -> None:
+    full = error_of("UNAVAILABLE", "8 requests are running and 32 waiting; try again in 42 s")
 
-    assert asyncio.run(scenario()) == [None, 4]  # three requests of 1.2 s, one at a time
+    reply = post(seed_request(), path=path, painter=FakePainter(error=full, updates=()))
+
+    if path == "/multsd":
+        assert (reply.status_code, reply.headers["Retry-After"]) == (503, "42")
+    else:
+        assert '"status": 503' in reply.text
+        assert '"retry_after": 42' in reply.text
 
 
 def test_a_place_is_given_back_however_a_request_ends() -> None:
@@ -280,10 +245,78 @@ def test_a_place_is_given_back_however_a_request_ends() -> None:
     assert asyncio.run(scenario()) == [400, 504, 400, 504]
 
 
-def test_admission_counts_those_at_work_and_those_that_wait() -> None:
-    admission = Admission(running=1, waiting=1)
+class SlowReader:
+    """A client that takes so many bytes a second; what is sent waits as uvicorn has it wait: while 64 KiB are left."""
 
-    with admission.enter(), admission.enter(), pytest.raises(OverloadedError), admission.enter():
-        pass
-    with admission.enter():
-        pass
+    def __init__(self, bytes_a_second: float) -> None:
+        self._pace = bytes_a_second
+        self._free = 0.0  # when all was taken, by the loop's clock
+        self.taken: list[bytes] = []
+
+    async def send(self, message: Any) -> None:
+        clock = asyncio.get_running_loop().time
+        if self._free - clock() > PIECE / self._pace:
+            await asyncio.sleep(self._free - clock())
+        self._free = max(self._free, clock()) + len(message.get("body", b"")) / self._pace
+        self.taken.append(message.get("body", b""))
+
+
+def _read_slowly(work: Callable[[EventSender], Awaitable[None]], reader: SlowReader) -> tuple[float, int | None]:
+    """When a stream's response was over, with 10 s for each write and heartbeats after 3 s; and its outcome."""
+
+    async def scenario() -> tuple[float, int | None]:
+        scope: dict[str, Any] = {"type": "http"}
+        stream = EventStream(work, on_error=error_event, heartbeat_seconds=3, write_seconds=10)
+        await stream(scope, _never, reader.send)
+        return asyncio.get_running_loop().time(), outcome_of(scope).status
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(scenario())
+
+
+NEVER = 1e-9  # bytes a second
+
+
+@pytest.mark.parametrize("error", [None, DeadlineExceededError("late")], ids=["the result", "an error"])
+def test_nobody_waits_for_ever_until_a_client_takes_the_last_event(error: Exception | None) -> None:
+    async def work(sender: EventSender) -> None:
+        await sender.data(b"x" * 2 * PIECE)
+        if error is not None:
+            raise error
+
+    async def fill(sender: EventSender) -> None:
+        await sender.data(b"x" * PIECE)
+        await sender.data(b"y")  # more than the client's share
+        await work(sender)
+
+    reader = SlowReader(NEVER)
+    assert _read_slowly(fill, reader) == (10, 499)
+    assert b"" not in reader.taken[1:], "a response that was not ended, so that the server closes the connection"
+
+
+def test_work_ends_when_a_heartbeat_finds_no_room() -> None:
+    ended: list[str] = []
+
+    async def work(sender: EventSender) -> None:
+        await sender.data(b"x" * PIECE)
+        await sender.data(b"y")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("work")
+
+    assert _read_slowly(work, SlowReader(NEVER)) == (13, 499)
+    assert ended == ["work"]
+
+
+def test_a_slow_client_gets_a_large_event_whole_and_no_heartbeat_within() -> None:
+    result = bytes(range(256)) * 4 * 1024  # 1 MiB
+
+    async def work(sender: EventSender) -> None:
+        await sender.data(result)
+
+    reader = SlowReader(PIECE / 4)
+    over, status = _read_slowly(work, reader)
+
+    assert (status, b"".join(reader.taken)) == (None, result)
+    assert over > 30, "much longer than a single write may take"

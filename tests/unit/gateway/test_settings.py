@@ -1,5 +1,10 @@
 """Settings come from the environment, frozen, and bad ones are told."""
 
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
 import pydantic
 import pytest
 import typer
@@ -28,3 +33,11 @@ def test_settings_cannot_change() -> None:
 def test_a_bad_setting_is_named() -> None:
     with pytest.raises(typer.BadParameter, match="port: "):
         load_settings({"port": 0})
+
+
+def test_more_requests_go_through_than_one_triton_takes_so_that_its_rows_decide() -> None:
+    config = (Path(__file__).parents[3] / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
+    told = dict(re.findall(r'key: "(max_\w+)" value { string_value: "(\d+)" }', config))
+
+    assert Settings().max_running > int(told["max_running"]) + int(told["max_waiting"])
+    assert Settings().max_waiting_rows == int(told["max_waiting_rows"])

@@ -46,7 +46,8 @@ class ProbedTriton(FakeTriton):
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_PING_SECONDS", 0.05), ("_PROBE_SECONDS", 0.05), ("_HUNG_SECONDS", 0.3)):
+    seconds_of = {"_PING_SECONDS": 0.05, "_PROBE_SECONDS": 0.05, "_HUNG_SECONDS": 0.3, "_SUSPECT_SECONDS": 0.3}
+    for name, seconds in seconds_of.items():
         monkeypatch.setattr(f"multsd_gateway.inference.{name}", seconds)
 
 
@@ -73,5 +74,39 @@ def test_a_model_that_refuses_probes_is_waited_for() -> None:
         assert not painting.done()
         painting.cancel()
         return await painter.missing(["multidiffusion"])
+
+    assert _with(triton, use) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no answer for 300 s",
+        "Request timeout expired",  # of the network's queue in Triton
+        "[request id: <id_unknown>] Request timeout expired",
+    ],
+)
+def test_a_network_that_was_silent_is_not_ready_until_it_answers(text: str) -> None:
+    silent = service_pb2.ModelStreamInferResponse(error_message=f"UNAVAILABLE: unet: {text}")
+    triton = ProbedTriton(responses=[silent], loaded=("unet",))
+
+    async def use(painter: TritonPainter) -> list[list[str]]:
+        with pytest.raises(ModelUnavailableError):
+            await _paint(painter)
+        hung = await painter.missing(["unet"])
+        triton.answer = REFUSAL
+        return [hung, await painter.missing(["unet"])]
+
+    assert _with(triton, use) == [["unet"], []]
+
+
+def test_a_network_whose_queue_is_full_is_ready() -> None:
+    full = service_pb2.ModelStreamInferResponse(error_message="UNAVAILABLE: unet: Exceeds maximum queue size")
+    triton = ProbedTriton(responses=[full], loaded=("unet",))
+
+    async def use(painter: TritonPainter) -> list[str]:
+        with pytest.raises(ModelUnavailableError):
+            await _paint(painter)
+        return await painter.missing(["unet"])
 
     assert _with(triton, use) == []

@@ -13,7 +13,7 @@ import { emptyMask, paintEllipse, paintPolygon, paintRectangle } from "./masks.j
  * The small checkpoint that comes with multsd knows some twenty words; prompts of those make no sense to others, and
  * theirs make none to it. A test holds this to the checkpoint's files.
  */
-export const DEMO_CHECKPOINT = "sha256:3631e642a43006390b8cf8f1d645309c544115adf89bad3134a01eab4959da63";
+export const DEMO_CHECKPOINT = "sha256:112f3f130e758ebe630c64d6fe85c638932949f84c18679e1447e96f2aaa8231";
 
 /** @typedef {(mask: Mask) => void} Shape paints itself; coordinates are shares of the sides */
 

@@ -1,0 +1,179 @@
+"""Clients that ask and do not read: a real server cuts them off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from multsd_client.tensors import ModelRequest, Picture, Preview
+from multsd_gateway.app import create_app
+from multsd_gateway.inference import OnProgress
+from multsd_gateway.protocol import patient_protocol
+from tests.unit.gateway.fakes import FakePainter, seed_request, settings
+from tests.unit.gateway.jumping import JumpingLoop
+
+LARGE = b"x" * 16 * 1024 * 1024  # more than the kernel takes
+HEAD = b"POST /multsd/stream HTTP/1.1\r\nHost: gateway\r\nContent-Length: %d\r\n\r\n%b"
+
+
+class Server:
+    """What serves, and when it has cut a connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.cut = asyncio.Event()
+        self.cuts = 0
+
+    def note(self) -> None:
+        self.cuts += 1
+        self.cut.set()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[socket.socket]:
+        """A connection whose kernel holds little of what is sent to it."""
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", self.port))
+            yield client
+
+
+def _serve(app: ASGIApp, use: Callable[[Server], Awaitable[Any]], *, write_seconds: float, **options: Any) -> Any:
+    async def scenario() -> Any:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = Server(listening.getsockname()[1])
+            config = uvicorn.Config(
+                app, http=patient_protocol(write_seconds, server.note), log_config=None, lifespan="off", **options
+            )
+            serving = uvicorn.Server(config)
+            task = asyncio.create_task(serving.serve(sockets=[listening]))
+            try:
+                async with asyncio.timeout(30):
+                    return await use(server)
+            finally:
+                serving.should_exit = True
+                await task
+
+    return asyncio.run(scenario())
+
+
+class Previews(FakePainter):
+    """Sends previews for as long as anybody takes them."""
+
+    ended = False
+
+    async def paint(self, request: ModelRequest, *, request_id: str, on_progress: OnProgress | None) -> Picture:  # noqa: ARG002
+        assert on_progress is not None
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        try:
+            while True:
+                await on_progress(Preview(noise))
+                await asyncio.sleep(0)
+        finally:
+            self.ended = True
+
+
+def test_a_stream_that_nobody_reads_is_cut_and_its_work_ends() -> None:
+    painter = Previews()
+    app = create_app(settings(write_seconds=0.5), painter)
+    body = json.dumps(seed_request()).encode()
+    over = asyncio.Event()
+
+    async def until_over(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            over.set()
+
+    async def use(server: Server) -> None:
+        async with server.client() as client:
+            await asyncio.get_running_loop().sock_sendall(client, HEAD % (len(body), body))
+            await over.wait()
+            await server.cut.wait()
+        assert server.cuts == 1
+
+    _serve(until_over, use, write_seconds=0.5)
+    assert painter.ended
+    assert app.state.metrics.requests.labels("/multsd/stream", "499")._value.get() == 1
+
+
+async def _large(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(LARGE)(scope, receive, send)
+
+
+def test_a_large_reply_that_nobody_reads_is_cut() -> None:
+    async def use(server: Server) -> None:
+        async with server.client() as client:
+            await asyncio.get_running_loop().sock_sendall(client, HEAD % (0, b""))
+            await server.cut.wait()
+
+    _serve(_large, use, write_seconds=0.2)
+
+
+@pytest.mark.parametrize("keep_alive", [0, 60], ids=["already closing", "open"])
+def test_a_client_that_reads_slowly_gets_all_of_a_large_reply(keep_alive: int) -> None:
+    async def use(server: Server) -> int:
+        loop, taken = asyncio.get_running_loop(), 0
+        async with server.client() as client:
+            await loop.sock_sendall(client, HEAD % (0, b""))
+            while taken < len(LARGE):
+                piece = await loop.sock_recv(client, 1024 * 1024)
+                assert piece, "the connection was closed before"
+                taken += len(piece)
+                await asyncio.sleep(0)
+        return server.cuts
+
+    assert _serve(_large, use, write_seconds=5, timeout_keep_alive=keep_alive) == 0
+
+
+class Buffer(asyncio.Transport):
+    """A connection that holds some bytes that its client takes at a pace, a second."""
+
+    def __init__(self, size: int, pace: int) -> None:
+        super().__init__()
+        self._size, self._pace = size, pace
+        self.closed = False
+        self.aborted_at: float | None = None
+
+    def get_write_buffer_size(self) -> int:
+        return max(self._size - int(self._pace * asyncio.get_running_loop().time()), 0)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted_at = asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize(("pace", "cut_at"), [(0, 10), (1, None)], ids=["takes nothing", "takes a byte a second"])
+def test_a_connection_that_is_closed_with_little_left_is_cut_if_it_is_not_taken(
+    pace: int, cut_at: float | None
+) -> None:
+    async def scenario() -> tuple[Buffer, int]:
+        cuts: list[float] = []
+        protocol = patient_protocol(10, lambda: cuts.append(0))(uvicorn.Config(_large), ServerState(), {})
+        transport = Buffer(100, pace)
+        protocol.connection_made(transport)
+        protocol.timeout_keep_alive_handler()
+        await asyncio.sleep(200)
+        protocol.connection_lost(None)
+        return transport, len(cuts)
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        transport, cuts = runner.run(scenario())
+    assert transport.closed
+    assert (transport.aborted_at, cuts) == (cut_at, 0 if cut_at is None else 1)
