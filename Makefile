@@ -6,10 +6,10 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway bench-tritons bench-gpu rehearse clean
+.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway bench-tritons bench-gpu bench-gpu-variants rehearse clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## the virtual environment .venv with everything pinned
 
@@ -66,8 +66,9 @@ bench-quality: export ## whether regions hold what their prompts say: 100 reques
 bench-strides: export ## what views farther apart cost, and tiles of the VAE: about 10 minutes
 	$(BIN)/python -m tests.benchmarks strides
 
-bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak; about 15 minutes
-	for part in cpu gpu overload soak; do $(BIN)/python -m tests.benchmarks load $$part || exit 1; done
+bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak, deterministic; about 25 minutes
+	status=0; for part in cpu gpu overload soak deterministic; do \
+	  $(BIN)/python -m tests.benchmarks load $$part || status=1; done; exit $$status
 
 bench-gateway: $(STAMP) ## what the gateway adds to a direct call
 	$(BIN)/python -m tests.benchmarks gateway
@@ -77,6 +78,9 @@ bench-tritons: $(STAMP) ## two Tritons behind one gateway: one killed, one hung,
 
 bench-gpu: $(STAMP) ## the torch profile beside the published method, at true size on a GPU, tiny without
 	$(BIN)/python -m tests.benchmarks gpu
+
+bench-gpu-variants: $(STAMP) ## every way to run the torch profile's UNet, without Triton
+	$(BIN)/python -m tests.benchmarks gpu-variants
 
 bench: export bench-gateway ## where the time of one request goes, and what the gateway adds
 	$(BIN)/python -m tests.benchmarks request

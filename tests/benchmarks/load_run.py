@@ -2,38 +2,58 @@
 
 `cpu`: mixed sizes at several concurrencies on the demo checkpoint, beside the published loop, one request at a time.
 `gpu`: the UNet replaced by a simulation that takes 10 ms and 1 ms a row, to see what the orchestrator adds.
-`overload`: ten times what the stack can do, for a minute. `soak`: small requests, some of them cancelled at random.
+`overload`: ten times what the stack can do, for a minute, wide requests among them.
+`soak`: small requests, half of them streams, some of them cancelled at random.
+`deterministic`: what it costs that every call of the UNet has one size.
+
+Each part prints its goals beside its figures, writes build/bench/load_NAME.json, and fails where a goal is missed.
 """
 
-import hashlib
-import json
+import asyncio
 import os
 import random
+import re
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from checkpoint_files import load_checkpoint
+from multsd_gateway.settings import Settings
 from pipeline import prepare
-from tests.benchmarks.load_stack import RESULTS, Service, client, running_service, simulated_repository
+from tests.benchmarks.load_report import Report
+from tests.benchmarks.load_requests import (
+    CANCELLED,
+    LOST,
+    PAINTED,
+    REFUSED,
+    Answer,
+    Wish,
+    all_painted,
+    ask,
+    ask_all,
+    not_right,
+    waits_needed,
+)
+from tests.benchmarks.load_stack import (
+    RESULTS,
+    Service,
+    changed_repository,
+    client,
+    running_service,
+    simulated_repository,
+)
 from tests.benchmarks.published import onnx_networks, paint_published
 from tests.benchmarks.request_cases import Case
 from tests.integration.conftest import REPOSITORY
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-console = Console()
 MAX_BATCH_SIZE = 16
 CALL_SECONDS, ROW_SECONDS = 0.010, 0.001  # of the simulated UNet
 DECODE_SECONDS = 0.005  # of the simulated VAE
@@ -44,83 +64,110 @@ MIXED = (
     Case(448, 448, (), steps=12, bootstrapping=0, goal=0),
     Case(640, 512, (BOX,), steps=8, bootstrapping=2, goal=0),
 )
-EQUAL = 64  # requests: of fewer, p99 is that of the first ones, which all start together
-SEEDS = 3  # different pictures of the overload
 ONE = Case(512, 512, (BOX,), steps=35, bootstrapping=7, goal=0)
+LARGE = Case(2048, 1024, (), steps=27, bootstrapping=0, goal=0)  # 225 views, 450 rows a step
+WIDE = Case(512, 1024, (), steps=20, bootstrapping=0, goal=0)  # 9 views, 360 rows
+BRIEF = Case(512, 512, (BOX,), steps=1, bootstrapping=0, goal=0)
+AT_ONCE = 8  # the concurrency of the goals
+SEEDS = 3  # different pictures of overload and soak
+OVERLOADED = 10  # times what the stack can do
+WIDE_SHARE = 4  # of the overload one request in so many is wide
+STREAMED_SHARE, CANCELLED_SHARE = 0.5, 0.2  # of the soak
+SETTLED_SHARE = 10  # of the soak, the first one in so many fill pools and caches
+SAMPLE_SECONDS = 0.25  # between looks at the memory
+
+# Goals.
+ROWS_A_CALL = 0.8 * MAX_BATCH_SIZE
+OUTSIDE_SHARE = 0.1
+P99_OVER_P50 = 1.3
+OF_THE_BOUND = 0.85
+SMALL_BESIDE_LARGE = 2.5
+REFUSAL_P95 = 0.25  # seconds
+MEMORY_GROWTH = 1.15  # times what was held before
+MORE_THREADS, MORE_DESCRIPTORS = 8, 8  # than before
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of a request."""
+def run_all(service: Service, cases: Sequence[Case], at_once: int, what: str) -> tuple[list[Answer], float]:
+    """Every case with a seed of its own, so many at a time: the answers, and the seconds that all took.
 
-    status: int
-    seconds: float
-    picture: str  # its SHA-256
+    Raises SystemExit where one was not painted; what: names them there.
+    """
 
+    async def run() -> tuple[list[Answer], float]:
+        async with client(service) as http:
+            started = time.perf_counter()
+            answers = await ask_all(http, [Wish(case, seed) for seed, case in enumerate(cases)], at_once)
+            return answers, time.perf_counter() - started
 
-def ask(http: httpx.Client, case: Case, seed: int) -> Answer:
-    """One request through the whole stack."""
-    started = time.perf_counter()
-    reply = http.post("/multsd", json=case.body() | {"seed": seed})
-    seconds = time.perf_counter() - started
-    picture = reply.json()["image"] if reply.status_code == 200 else ""
-    return Answer(reply.status_code, seconds, hashlib.sha256(picture.encode()).hexdigest())
+    answers, seconds = asyncio.run(run())
+    return all_painted(answers, what), seconds
 
 
-def run_all(service: Service, cases: Sequence[Case], at_once: int) -> tuple[list[Answer], float]:
-    """Every case, so many at a time: the answers, and the seconds that all took."""
-    with client(service) as http, ThreadPoolExecutor(at_once) as pool:
-        started = time.perf_counter()
-        answers = list(pool.map(lambda each: ask(http, each[1], each[0]), enumerate(cases)))
-        return answers, time.perf_counter() - started
+def run_alone(service: Service, cases: Sequence[Case]) -> dict[tuple[Case, int], Answer]:
+    """Each case with each of the few seeds, one at a time. Raises SystemExit where one was not painted."""
 
+    async def run() -> dict[tuple[Case, int], Answer]:
+        async with client(service) as http:
+            return {(case, seed): await ask(http, Wish(case, seed)) for case in cases for seed in range(SEEDS)}
 
-def written(name: str, figures: Any) -> None:
-    """Keep figures as build/bench/NAME.json."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    answers = asyncio.run(run())
+    all_painted(list(answers.values()), "requests alone")
+    return answers
 
 
 @app.command()
-def cpu(requests: Annotated[int, typer.Option(help="Of each concurrency.")] = 24) -> None:
+def cpu(
+    requests: Annotated[int, typer.Option(help="Of each concurrency.")] = 24,
+    equal: Annotated[
+        int, typer.Option(help="Equal requests; of fewer, p99 is that of the first ones, which all start together.")
+    ] = 64,
+) -> None:
     """Mixed sizes at concurrency 1 to 16 on the demo checkpoint."""
     cases = [MIXED[i % len(MIXED)] for i in range(requests)]
-    table = Table("at once", "pictures/min", "p50 s", "p99 s", "rows a call", "outside of the UNet")
-    figures: list[dict[str, float]] = []
-    with running_service() as service:
-        run_all(service, MIXED, 4)  # warms up
-        for at_once in (1, 2, 4, 8, 16):
-            rows, calls, busy = service.unet_counts()
-            answers, seconds = run_all(service, cases, at_once)
-            after = service.unet_counts()
-            times = [answer.seconds for answer in answers if answer.status == 200]
-            figures.append(
-                {
-                    "at_once": at_once,
-                    "pictures_per_minute": 60 * len(times) / seconds,
-                    "p50": statistics.median(times),
-                    "p99": float(np.percentile(times, 99)),
-                    "rows_per_call": (after[0] - rows) / (after[1] - calls),
-                    "outside_share": 1 - (after[2] - busy) / seconds,
-                }
-            )
-            values = figures[-1]
-            table.add_row(
-                str(at_once),
-                f"{values['pictures_per_minute']:.1f}",
-                f"{values['p50']:.2f}",
-                f"{values['p99']:.2f}",
-                f"{values['rows_per_call']:.1f}",
-                f"{values['outside_share']:.0%}",
-            )
-        equal, _ = run_all(service, [MIXED[0]] * EQUAL, 8)
-    equal_times = [answer.seconds for answer in equal if answer.status == 200]
-    spread = float(np.percentile(equal_times, 99)) / statistics.median(equal_times)
-    published = _published_per_minute(cases)
-    console.print(table)
-    console.print(f"the published loop on the same networks, one at a time: {published:.1f} pictures/min")
-    console.print(f"{EQUAL} equal requests, 8 at once: p99 / p50 {spread:.2f} (goal 1.3)")
-    written("load_cpu", {"concurrency": figures, "published_per_minute": published, "equal_p99_p50": spread})
+    with Report("load_cpu", RESULTS) as report:
+        table = Table("at once", "pictures/min", "p50 s", "p99 s", "rows a call", "outside of the UNet")
+        report.show(table)
+        figures: list[dict[str, float]] = []
+        report.keep(concurrency=figures)
+        with running_service() as service:
+            run_all(service, MIXED, 4, "warm-up")
+            for at_once in (1, 2, 4, 8, 16):
+                values = _at_concurrency(service, cases, at_once)
+                figures.append(values)
+                table.add_row(
+                    str(at_once),
+                    f"{values['pictures_per_minute']:.1f}",
+                    f"{values['p50']:.2f}",
+                    f"{values['p99']:.2f}",
+                    f"{values['rows_per_call']:.1f}",
+                    f"{values['outside_share']:.0%}",
+                )
+                if at_once == AT_ONCE:
+                    report.at_least(f"rows a call, {at_once} at once", values["rows_per_call"], ROWS_A_CALL, "{:.1f}")
+                    name = f"time outside of the UNet, {at_once} at once"
+                    report.at_most(name, values["outside_share"], OUTSIDE_SHARE, "{:.1%}")
+            answers, _ = run_all(service, [MIXED[0]] * equal, AT_ONCE, "equal requests")
+        times = [answer.seconds for answer in answers]
+        spread = float(np.percentile(times, 99)) / statistics.median(times)
+        report.at_most(f"p99 / p50 of {equal} equal requests, {AT_ONCE} at once", spread, P99_OVER_P50)
+        published = _published_per_minute(cases)
+        report.show(f"the published loop on the same networks, one at a time: {published:.1f} pictures/min")
+        report.keep(published_per_minute=published, equal_p99_p50=spread)
+
+
+def _at_concurrency(service: Service, cases: Sequence[Case], at_once: int) -> dict[str, float]:
+    rows, calls, busy = service.unet_counts()
+    answers, seconds = run_all(service, cases, at_once, f"{at_once} at once")
+    after = service.unet_counts()
+    times = [answer.seconds for answer in answers]
+    return {
+        "at_once": at_once,
+        "pictures_per_minute": 60 * len(times) / seconds,
+        "p50": statistics.median(times),
+        "p99": float(np.percentile(times, 99)),
+        "rows_per_call": (after[0] - rows) / (after[1] - calls),
+        "outside_share": 1 - (after[2] - busy) / seconds,
+    }
 
 
 def _published_per_minute(cases: Sequence[Case]) -> float:
@@ -139,106 +186,264 @@ def gpu(requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.")] 
     """A simulated GPU: what the orchestrator adds, and a small request beside a very large one."""
     seconds = {"unet": (CALL_SECONDS, ROW_SECONDS), "vae_decoder": (DECODE_SECONDS, 0.0)}
     repository = simulated_repository(RESULTS / "simulated_repository", seconds)
-    with running_service(repository) as service:
-        run_all(service, [ONE] * 8, 8)
-        rows, calls, busy = service.unet_counts()
-        answers, seconds_taken = run_all(service, [ONE] * requests, 8)
-        after = service.unet_counts()
-        rows_each = (after[0] - rows) / requests
-        bound = 1 / (rows_each / MAX_BATCH_SIZE * (CALL_SECONDS + MAX_BATCH_SIZE * ROW_SECONDS))
-        reached = sum(answer.status == 200 for answer in answers) / seconds_taken
-        busy_share = (after[2] - busy) / seconds_taken
-        idle, beside = _small_beside_large(service)
-    console.print(
-        f"simulation, a UNet call takes {CALL_SECONDS * 1e3:.0f} ms + {ROW_SECONDS * 1e3:.0f} ms a row: "
-        f"{reached:.2f} pictures/s of {rows_each:.0f} rows at concurrency 8, bound {bound:.2f} "
-        f"({reached / bound:.0%}, goal 85 %), {(after[0] - rows) / (after[1] - calls):.1f} rows a call, "
-        f"the UNet busy {busy_share:.0%} of the time"
-    )
-    console.print(
-        f"a small request takes {idle:.2f} s idle, {beside:.2f} s beside a large one ({beside / idle:.2f}, goal 2.5)"
-    )
-    figures = {"reached": reached, "bound": bound, "busy_share": busy_share, "idle": idle, "beside": beside}
-    written("load_gpu", figures)
+    with Report("load_gpu", RESULTS) as report:
+        with running_service(repository) as service:
+            run_all(service, [ONE] * AT_ONCE, AT_ONCE, "warm-up")
+            rows, calls, busy = service.unet_counts()
+            _, taken = run_all(service, [ONE] * requests, AT_ONCE, "equal requests")
+            after = service.unet_counts()
+            rows_each = (after[0] - rows) / requests
+            bound = 1 / (rows_each / MAX_BATCH_SIZE * (CALL_SECONDS + MAX_BATCH_SIZE * ROW_SECONDS))
+            reached, busy_share = requests / taken, (after[2] - busy) / taken
+            report.show(
+                f"simulation, a UNet call takes {CALL_SECONDS * 1e3:.0f} ms + {ROW_SECONDS * 1e3:.0f} ms a row: "
+                f"{reached:.2f} pictures/s of {rows_each:.0f} rows, {AT_ONCE} at once, bound {bound:.2f}, "
+                f"{(after[0] - rows) / (after[1] - calls):.1f} rows a call, the UNet busy {busy_share:.0%} of the time"
+            )
+            report.at_least("pictures/s over the bound", reached / bound, OF_THE_BOUND, "{:.1%}")
+            report.keep(reached=reached, bound=bound, busy_share=busy_share)
+            idle, beside = asyncio.run(_small_beside_large(service))
+        report.show(f"a small request takes {idle:.2f} s alone, {beside:.2f} s beside a large one")
+        report.at_most("seconds of a small request beside a large one, over alone", beside / idle, SMALL_BESIDE_LARGE)
+        report.keep(idle=idle, beside=beside)
 
 
-def _small_beside_large(service: Service) -> tuple[float, float]:
+async def _small_beside_large(service: Service) -> tuple[float, float]:
     """Seconds of a small request alone, and while one of 12 000 rows runs: medians."""
-    large = Case(2048, 1024, (), steps=27, bootstrapping=0, goal=0)  # 225 views, 450 rows a step
-    with client(service) as http:
-        idle = statistics.median(ask(http, ONE, seed).seconds for seed in range(3))
-        wide = threading.Thread(target=ask, args=(http, large, 1))
-        rows = service.unet_counts()[0]
-        wide.start()
-        while wide.is_alive() and service.unet_counts()[0] <= rows:
-            time.sleep(0.05)
-        beside = statistics.median(ask(http, ONE, seed).seconds for seed in range(3))
-        if not wide.is_alive():
+    async with client(service) as http:
+
+        async def small(what: str) -> float:
+            answers = [await ask(http, Wish(ONE, seed)) for seed in range(3)]
+            return statistics.median(answer.seconds for answer in all_painted(answers, what))
+
+        idle = await small("small requests alone")
+        painting = asyncio.Event()
+        large = asyncio.create_task(ask(http, Wish(LARGE, 1, streamed=True), on_progress=painting.set))
+        begun = asyncio.create_task(painting.wait())
+        await asyncio.wait((large, begun), return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        beside = await small("small requests beside a large one")
+        ended_before = large.done()
+        all_painted([await large], "the large request")
+        if ended_before:
             raise SystemExit("the large request ended before the small ones")
-        wide.join()
     return idle, beside
 
 
 @app.command()
-def overload(seconds: Annotated[float, typer.Option(help="How long.")] = 60) -> None:
-    """Ten times what the stack can do."""
-    case = MIXED[0]
-    with running_service() as service, client(service) as http:
-        alone = [ask(http, case, seed) for seed in range(SEEDS)]
-        run_all(service, [case] * 16, 8)  # memory is compared with that of a busy stack
-        interval, before = statistics.median(answer.seconds for answer in alone) / 10, service.memory()
-        answers: list[tuple[int, Answer]] = []
-        threads: list[threading.Thread] = []
-        peak, ends = before, time.monotonic() + seconds
-        while time.monotonic() < ends:
-            seed = len(threads) % SEEDS
-            thread = threading.Thread(target=lambda seed=seed: answers.append((seed, ask(http, case, seed))))
-            thread.start()
-            threads.append(thread)
-            peak = max(peak, service.memory())
-            time.sleep(interval)
-        for thread in threads:
-            thread.join()
-        statuses = Counter(answer.status for _, answer in answers)
-        refusals = [answer.seconds for _, answer in answers if answer.status == 503]
-        right = sum(answer.picture == alone[seed].picture for seed, answer in answers if answer.status == 200)
-        after = service.memory()
-    late = float(np.percentile(refusals, 95)) if refusals else 0.0
-    console.print(f"{len(answers)} requests in {seconds:.0f} s, one every {interval:.2f} s: {dict(statuses)}")
-    console.print(f"{right} of the {statuses[200]} pictures are those of the same requests alone, byte by byte")
-    console.print(
-        f"p95 of refusals {late * 1e3:.0f} ms (goal 250); memory {before:.2f}, peak {peak:.2f}, after {after:.2f} GiB"
+def overload(
+    seconds: Annotated[float, typer.Option(help="How long.")] = 60,
+    waiting_rows: Annotated[int, typer.Option(help="The gateway's bound of rows that wait.")] = 2000,
+) -> None:
+    """Ten times what the stack can do, one request in four a wide one."""
+    with Report("load_overload", RESULTS) as report:
+        if "max_waiting_rows" not in Settings.model_fields:
+            report.show("this gateway has no bound of rows that wait")
+        with running_service(max_waiting_rows=waiting_rows) as service:
+            alone = run_alone(service, (MIXED[0], WIDE))
+            run_all(service, [MIXED[0]] * 2 * AT_ONCE, AT_ONCE, "warm-up")  # memory is compared with a busy stack's
+            small, wide = (
+                statistics.median(answer.seconds for (case, _), answer in alone.items() if case is each)
+                for each in (MIXED[0], WIDE)
+            )
+            interval = (small + (wide - small) / WIDE_SHARE) / OVERLOADED
+            before = service.memory()
+            asked, peak = asyncio.run(_overload(service, seconds, interval))
+            gauges, after = service.idle_gauges(), service.memory()
+        pictures = {key: answer.picture for key, answer in alone.items()}
+        _report_overload(report, asked, pictures)
+        report.show(
+            f"{len(asked)} requests in {seconds:.0f} s, one every {interval:.2f} s",
+            f"memory before {before:.2f}, peak {peak:.2f}, after {after:.2f} GiB",
+        )
+        report.at_most("memory after, over before", after / before, MEMORY_GROWTH)
+        report.at_most("requests that the gauges count at the end", sum(gauges.values()), 0, "{:.0f}")
+        report.keep(memory=[before, peak, after], gauges=gauges, interval=interval)
+
+
+async def _overload(service: Service, seconds: float, interval: float) -> tuple[list[tuple[Wish, Answer]], float]:
+    """Requests that come whether or not those before are done: all of them with their answers, and the peak of GiB."""
+    wishes: list[Wish] = []
+    tasks: list[asyncio.Task[Answer]] = []
+    peak = 0.0
+
+    async def watch() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, await asyncio.to_thread(service.memory))
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async with client(service) as http:
+        watching = asyncio.create_task(watch())
+        began = time.monotonic()
+        while (now := time.monotonic() - began) < seconds:
+            case = WIDE if len(wishes) % WIDE_SHARE == 1 else MIXED[0]
+            wishes.append(Wish(case, len(wishes) % SEEDS))
+            tasks.append(asyncio.create_task(ask(http, wishes[-1])))
+            await asyncio.sleep(max(0.0, len(wishes) * interval - now))
+        answers = await asyncio.gather(*tasks)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    return list(zip(wishes, answers, strict=True)), peak
+
+
+def _report_overload(
+    report: Report, asked: Sequence[tuple[Wish, Answer]], pictures: dict[tuple[Case, int], str]
+) -> None:
+    table = Table("requests", "sent", "painted", "refused", "lost", "other")
+    for name, case in (("small", MIXED[0]), ("wide", WIDE)):
+        outcomes = Counter(answer.outcome for wish, answer in asked if wish.case is case)
+        other = {outcome: count for outcome, count in outcomes.items() if outcome not in (PAINTED, REFUSED, LOST)}
+        table.add_row(
+            name,
+            str(outcomes.total()),
+            *(str(outcomes[outcome]) for outcome in (PAINTED, REFUSED, LOST)),
+            ", ".join(f"{outcome}: {count}" for outcome, count in other.items()),
+        )
+    report.show(table)
+    refusals = [answer for _, answer in asked if not answer.accepted]
+    reasons = Counter(re.sub(r"\d+", "N", answer.message) for answer in refusals)
+    report.show(*(f"{count} refused: {reason}" for reason, count in reasons.items()))
+    told = [answer.retry_after for answer in refusals if answer.retry_after is not None]
+    needed = waits_needed(asked)
+    report.show(
+        f"seconds that refusals named: {spread(told)}",
+        f"seconds until the next request like it was accepted: {spread(needed)}",
     )
-    figures = {"statuses": statuses, "right": right, "refusal_p95": late, "memory": [before, peak, after]}
-    written("load_overload", figures)
+    wrong = not_right(asked, pictures)
+    if wrong:
+        report.show(f"the first accepted request that did not finish right: {wrong[0]}")
+    late = float(np.percentile([answer.seconds for answer in refusals], 95)) if refusals else float("nan")
+    report.at_most("requests without an answer", sum(answer.outcome == LOST for _, answer in asked), 0, "{:.0f}")
+    report.at_most("accepted requests that did not give the bytes that they give alone", len(wrong), 0, "{:.0f}")
+    report.at_least("requests refused", len(refusals), 1, "{:.0f}")
+    by_cost = sum(count for reason, count in reasons.items() if "rows" in reason)
+    report.at_least("of them refused by what they cost, in rows", by_cost, 1, "{:.0f}")
+    report.at_most("refusals without Retry-After", len(refusals) - len(told), 0, "{:.0f}")
+    report.at_most("p95 of refusals, ms", late * 1e3, REFUSAL_P95 * 1e3, "{:.0f}")
+    report.keep(
+        outcomes=Counter(answer.outcome for _, answer in asked),
+        reasons=reasons,
+        refusal_p95=late,
+        retry_after=told,
+        waits_needed=needed,
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Least, median, 95 of 100 and most, in words."""
+    if not values:
+        return "none"
+    least, middle, many, most = (float(np.percentile(values, share)) for share in (0, 50, 95, 100))
+    return f"{least:.1f} to {most:.1f}, median {middle:.1f}, 95 of 100 at most {many:.1f} ({len(values)} in all)"
 
 
 @app.command()
 def soak(requests: Annotated[int, typer.Option(help="Small ones.")] = 2000) -> None:
-    """Small requests, a fifth of them cancelled at random: what is left behind."""
-    case = Case(512, 512, (BOX,), steps=1, bootstrapping=0, goal=0)
-    rng = random.Random(0)  # noqa: S311 - a load, not a secret
-    cancelled = [rng.random() < 0.2 for _ in range(requests)]
-    waits = [rng.uniform(0.01, 0.3) for _ in range(requests)]
-    with running_service() as service:
-        run_all(service, [case] * 40, 8)
-        before = service.held()
-
-        def once(i: int) -> int:
-            if not cancelled[i]:
-                return ask(http, case, i).status
-            try:
-                httpx.post(
-                    f"{service.stack.url}/multsd", json=case.body() | {"seed": i}, timeout=waits[i], trust_env=False
+    """Small requests, half of them streams, a fifth cancelled at some time of their lives: what is left behind."""
+    chance = random.Random(0)  # noqa: S311 - a load, not a secret
+    with Report("load_soak", RESULTS) as report:
+        with running_service() as service:
+            alone = run_alone(service, (BRIEF,))
+            once = statistics.median(answer.seconds for answer in alone.values())
+            warm_up = [Wish(BRIEF, i % SEEDS, streamed=i % 2 == 0) for i in range(5 * AT_ONCE)]
+            lifetime = statistics.median(answer.seconds for answer in asyncio.run(_all_painted(service, warm_up)))
+            wishes = [
+                Wish(
+                    BRIEF,
+                    i % SEEDS,
+                    streamed=chance.random() < STREAMED_SHARE,
+                    leaves_after=chance.uniform(0, lifetime) if chance.random() < CANCELLED_SHARE else None,
                 )
-            except httpx.TimeoutException:
-                return 0
-            return 200
+                for i in range(requests)
+            ]
+            begun = requests // SETTLED_SHARE
+            answers = asyncio.run(_ask_all(service, wishes[:begun]))
+            gauges_before, before = service.idle_gauges(), service.held()
+            answers += asyncio.run(_ask_all(service, wishes[begun:]))
+            gauges, after = service.idle_gauges(), service.held()
+        asked = list(zip(wishes, answers, strict=True))
+        report.show(
+            f"a request takes {once:.2f} s alone, {lifetime:.2f} s with {AT_ONCE} at once: cancelled within that; "
+            f"before: after the first {begun} requests",
+            _outcomes(asked),
+            _cancellations(asked),
+        )
+        wrong = not_right(asked, {key: answer.picture for key, answer in alone.items()})
+        if wrong:
+            report.show(f"the first request that did not finish right: {wrong[0]}")
+        refused = sum(not answer.accepted for answer in answers)
+        report.at_most("requests that did not give the bytes that they give alone", len(wrong) + refused, 0, "{:.0f}")
+        report.at_most("memory after, over before", after["GiB"] / before["GiB"], MEMORY_GROWTH)
+        for name, more in (("threads", MORE_THREADS), ("file descriptors", MORE_DESCRIPTORS)):
+            report.at_most(f"{name} after (before: {before[name]:.0f})", after[name], before[name] + more, "{:.0f}")
+        for name, value in gauges.items():
+            report.at_most(f"{name} after (before: {gauges_before[name]:.0f})", value, 0, "{:.0f}")
+        report.keep(
+            outcomes=Counter(answer.outcome for answer in answers),
+            before=before | gauges_before,
+            after=after | gauges,
+        )
 
-        with client(service) as http, ThreadPoolExecutor(8) as pool:
-            statuses = Counter(pool.map(once, range(requests)))
-            ask(http, case, 0)  # waits until the cancelled ones are gone
-        after = service.held()
-    console.print(f"{requests} requests: {dict(statuses)} (0: cancelled)")
-    console.print(*(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in before), sep=", ")
-    written("load_soak", {"statuses": statuses, "before": before, "after": after})
+
+async def _ask_all(service: Service, wishes: Sequence[Wish]) -> list[Answer]:
+    async with client(service) as http:
+        return await ask_all(http, wishes, AT_ONCE)
+
+
+async def _all_painted(service: Service, wishes: Sequence[Wish]) -> list[Answer]:
+    return all_painted(await _ask_all(service, wishes), "warm-up")
+
+
+def _outcomes(asked: Sequence[tuple[Wish, Answer]]) -> Table:
+    table = Table("requests", "sent", "outcomes")
+    for name, streamed in (("/multsd", False), ("/multsd/stream", True)):
+        outcomes = Counter(answer.outcome for wish, answer in asked if wish.streamed is streamed)
+        table.add_row(name, str(outcomes.total()), ", ".join(f"{each}: {n}" for each, n in sorted(outcomes.items())))
+    return table
+
+
+def _cancellations(asked: Sequence[tuple[Wish, Answer]]) -> str:
+    """After which event streams were cancelled."""
+    last = Counter(
+        answer.events[-1] if answer.events else "before any event"
+        for wish, answer in asked
+        if wish.streamed and answer.outcome == CANCELLED
+    )
+    return f"streams cancelled, by the last event before: {dict(last)}"
+
+
+@app.command()
+def deterministic(
+    requests: Annotated[int, typer.Option(help="With it, and as many without.")] = 48,
+) -> None:
+    """The same requests without and with the model's parameter `deterministic`."""
+    cases = [MIXED[i % len(MIXED)] for i in range(requests)]
+    with Report("load_deterministic", RESULTS) as report:
+        table = Table("deterministic", "pictures/min", "p50 s", "p99 s", "rows", "padded rows", "rows a call")
+        report.show(table)
+        figures: list[dict[str, float]] = []
+        for value in ("false", "true"):
+            with running_service(changed_repository(RESULTS / "changed_repository", deterministic=value)) as service:
+                run_all(service, MIXED, 4, "warm-up")
+                rows, padded = service.unet_counts()[0], service.padded_rows()
+                values = _at_concurrency(service, cases, AT_ONCE)
+                values["padded"] = service.padded_rows() - padded
+                values["rows"] = service.unet_counts()[0] - rows - values["padded"]
+            figures.append(values)
+            table.add_row(
+                value,
+                f"{values['pictures_per_minute']:.1f}",
+                f"{values['p50']:.2f}",
+                f"{values['p99']:.2f}",
+                f"{values['rows']:.0f}",
+                f"{values['padded']:.0f}",
+                f"{values['rows_per_call']:.1f}",
+            )
+        (off, on) = (values["pictures_per_minute"] for values in figures)
+        padded_share = figures[1]["padded"] / figures[1]["rows"]
+        report.show(
+            f"{AT_ONCE} at once: {on / off:.2f} times as many pictures a minute with it, "
+            f"{padded_share:.1%} more rows by padding"
+        )
+        report.keep(runs=figures, pictures_ratio=on / off, padded_share=padded_share)

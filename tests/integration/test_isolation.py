@@ -1,14 +1,18 @@
 """Requests do not disturb each other, and one whose client has left stops."""
 
+import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 import tritonclient.grpc as grpcclient
 
 from tests.integration.requests_and_pictures import request_body
@@ -25,35 +29,91 @@ def int32(value: int) -> Any:
     return np.array([value], np.int32)
 
 
-# Sizes, samplers, seeds and step counts differ, so rows of different kinds meet in the UNet's batches.
+def boxes(height: int, width: int, *lefts: int) -> Any:
+    return np.concatenate([box_mask(height, width, left) for left in lefts])
+
+
+def texts(*values: str) -> Any:
+    return np.array([value.encode() for value in values], dtype=object)
+
+
+def float32(value: float) -> Any:
+    return np.array([value], np.float32)
+
+
+# Sizes, masks, steps, samplers, strides, guidance and seeds differ, so rows of different kinds meet in the UNet's
+# calls. None has more than half a call of rows in a step.
 DIFFERENT: list[dict[str, Any]] = [
     {},
-    {"seed": np.array([4], np.uint64), "scheduler": np.array([b"euler_a"], dtype=object)},
-    {"height": int32(300), "width": int32(420), "masks": box_mask(300, 420, 40)},
-    {"height": int32(520), "width": int32(520), "masks": box_mask(520, 520, 300), "num_inference_steps": int32(3)},
-    {"guidance_scale": np.array([1], np.float32), "scheduler": np.array([b"dpmpp_2m"], dtype=object)},
+    {
+        "height": int32(448),
+        "width": int32(512),
+        "masks": box_mask(448, 512, 200),
+        "seed": np.array([4], np.uint64),
+        "num_inference_steps": int32(5),
+        "scheduler": texts("euler_a"),
+    },
+    {"height": int32(300), "width": int32(420), "masks": box_mask(300, 420, 40), "scheduler": texts("unipc")},
+    {
+        "height": int32(512),
+        "width": int32(576),
+        "masks": box_mask(512, 576, 400),
+        "guidance_scale": float32(1),
+        "num_inference_steps": int32(3),
+        "scheduler": texts("dpmpp_2m_karras"),
+    },
+    {
+        "height": int32(512),
+        "width": int32(333),
+        "masks": box_mask(512, 333, 0),
+        "guidance_scale": float32(1),
+        "num_inference_steps": int32(6),
+        "scheduler": texts("dpmpp_2m"),
+    },
+    {
+        "height": int32(128),
+        "width": int32(64),
+        "prompt": texts("a red circle"),
+        "masks": None,
+        "num_inference_steps": int32(7),
+        "bootstrapping": int32(0),
+        "scheduler": texts("euler"),
+    },
+    {
+        "height": int32(500),
+        "width": int32(640),
+        "prompt": texts("yellow background", "a blue star", "a green ring"),
+        "masks": boxes(500, 640, 60, 420),
+        "guidance_scale": float32(1),
+        "num_inference_steps": int32(2),
+        "view_stride": int32(16),
+        "scheduler": texts("lcm"),
+    },
+    {
+        "height": int32(545),
+        "width": int32(490),
+        "prompt": texts("blue dots background", "a white cross", "a red heart"),
+        "masks": boxes(545, 490, 10, 350),
+        "guidance_scale": float32(1),
+        "num_inference_steps": int32(4),
+        "view_stride": int32(5),
+    },
+]
+# With so many steps the UNet is what they wait for, not the VAE.
+OTHERS = [
+    change | {"seed": np.array([100 + i], np.uint64), "num_inference_steps": int32(8 + i % 3)}
+    for i, change in enumerate(DIFFERENT * 2)
 ]
 
-
-def paint(triton_grpc: str, change: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Bytes of the picture and of the final latents."""
-    (final,) = stream(triton_grpc, request(grpcclient, return_latents=np.array([True]), **change))
-    return final.as_numpy("image").tobytes(), final.as_numpy("latents").tobytes()
+Painted = tuple[str, str]
 
 
-def test_different_requests_at_once_give_the_bytes_that_each_gives_alone(triton_grpc: str) -> None:
-    alone = [paint(triton_grpc, change) for change in DIFFERENT]
-    assert len(set(alone)) == len(alone)
-    shuffle = random.Random(0)  # noqa: S311 - an order, not a secret
-    with ThreadPoolExecutor(len(DIFFERENT)) as pool:
-        for _ in range(10):
-            order = shuffle.sample(range(len(DIFFERENT)), len(DIFFERENT))
-            together = dict(zip(order, pool.map(lambda i: paint(triton_grpc, DIFFERENT[i]), order), strict=True))
-            assert [together[i] for i in range(len(DIFFERENT))] == alone
-
-
-STEPS = 150
-FEW = STEPS // 3  # far more than can pass between a disconnect and the next step
+def paint(triton_grpc: str, change: dict[str, Any]) -> Painted:
+    """SHA-256 of the picture's bytes and of the final latents'."""
+    wanted = {"return_latents": np.array([True]), "progress": np.array([True])}
+    *_, final = stream(triton_grpc, request(grpcclient, **wanted, **change))
+    image, latents = (hashlib.sha256(final.as_numpy(name).tobytes()).hexdigest() for name in ("image", "latents"))
+    return image, latents
 
 
 class Statistics:
@@ -69,8 +129,100 @@ class Statistics:
         stats = self._model("multidiffusion").inference_stats
         return int(stats.success.count + stats.fail.count)
 
+    @contextmanager
+    def rows_a_call(self) -> Iterator[list[float]]:
+        """Rows that an execution of the UNet had on average while the body ran: added to the list when it ends."""
+        before, found = self._model("unet"), list[float]()
+        yield found
+        after = self._model("unet")
+        rows, calls = after.inference_count - before.inference_count, after.execution_count - before.execution_count
+        found.append(rows / calls)
+
     def _model(self, name: str) -> Any:
         return self.client.get_inference_statistics(name).model_stats[0]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What each of the different requests gives while nobody else is there."""
+
+    painted: list[Painted]
+    rows_a_call: list[float]
+
+
+@pytest.fixture(scope="module")
+def alone(triton_grpc: str) -> Alone:
+    statistics, painted, rows = Statistics(triton_grpc), [], []
+    for change in DIFFERENT:
+        with statistics.rows_a_call() as found:
+            painted.append(paint(triton_grpc, change))
+        rows += found
+    return Alone(painted, rows)
+
+
+def paint_together(triton_grpc: str, order: Sequence[int]) -> list[Painted]:
+    """All the different requests at once, sent in that order; in their own order."""
+    with ThreadPoolExecutor(len(order)) as pool:
+        painted = dict(zip(order, pool.map(lambda i: paint(triton_grpc, DIFFERENT[i]), order), strict=True))
+    return [painted[i] for i in range(len(order))]
+
+
+@contextmanager
+def load(triton_grpc: str, changes: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Have every one of these requests sent again and again while the body runs; each has to give the same bytes."""
+    enough = threading.Event()
+
+    def ask(change: dict[str, Any]) -> set[Painted]:
+        painted = {paint(triton_grpc, change)}
+        while not enough.is_set():
+            painted.add(paint(triton_grpc, change))
+        return painted
+
+    with ThreadPoolExecutor(len(changes)) as pool:
+        askers = [pool.submit(ask, change) for change in changes]
+        try:
+            yield
+        finally:
+            enough.set()
+    assert [len(asker.result()) for asker in askers] == [1] * len(changes)
+
+
+SHARED = 1.4  # times the rows a call of the widest request alone
+
+
+def assert_shared(rows_together: float, alone: Alone) -> None:
+    """Calls had so many rows that rows of different requests were in them."""
+    assert rows_together > SHARED * max(alone.rows_a_call), alone.rows_a_call
+
+
+def test_eight_different_requests_at_once_share_calls_and_give_the_bytes_that_each_gives_alone(
+    triton_grpc: str, alone: Alone
+) -> None:
+    assert len(set(alone.painted)) == len(DIFFERENT) == 8
+    shuffle = random.Random(0)  # noqa: S311 - an order, not a secret
+    with Statistics(triton_grpc).rows_a_call() as rows:
+        for _ in range(2):
+            order = shuffle.sample(range(len(DIFFERENT)), len(DIFFERENT))
+            assert paint_together(triton_grpc, order) == alone.painted
+    assert_shared(rows[0], alone)
+
+
+def test_eight_different_requests_give_the_same_bytes_while_sixteen_others_are_painted(
+    triton_grpc: str, alone: Alone
+) -> None:
+    assert len(OTHERS) == 16
+    statistics = Statistics(triton_grpc)
+    with statistics.rows_a_call() as rows:
+        calls = statistics.unet_calls()
+        with load(triton_grpc, OTHERS):
+            wait_for(lambda: statistics.unet_calls() > calls, "the others to be painted")
+            painted = paint_together(triton_grpc, range(len(DIFFERENT)))
+    assert painted == alone.painted
+    assert_shared(rows[0], alone)
+
+
+STEPS = 150
+FEW = STEPS // 3  # far more than can pass between a disconnect and the next step
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
