@@ -18,7 +18,7 @@ RUN python3 -m venv --without-pip /opt/multsd/environment \
       ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} --constraint constraints.txt torch \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir \
       --constraint constraints.txt '.[export]' \
- && install -d -o 1000 -g 1000 /models
+ && install -d -o 1000 -g 1000 /models /reports
 COPY client client
 COPY gateway gateway
 COPY export export
@@ -31,6 +31,8 @@ ENV PATH=/opt/multsd/environment/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp
 USER 1000:1000
+# Paths that are not absolute begin there: /opt/multsd is root's.
+WORKDIR /models
 ENTRYPOINT ["multsd-export", "--repository", "/opt/multsd/model_repository"]
 CMD ["--help"]
 
@@ -46,7 +48,7 @@ RUN python3 -m venv --without-pip --system-site-packages /opt/multsd/environment
       ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} --constraint constraints.txt torch \
  && python3 -m pip --python /opt/multsd/environment/bin/python install --no-cache-dir \
       --constraint constraints.txt '.[export]' \
- && install -d -o 1000 -g 1000 /models
+ && install -d -o 1000 -g 1000 /models /reports
 COPY client client
 COPY gateway gateway
 COPY export export
@@ -61,5 +63,7 @@ ENV PATH=/opt/multsd/environment/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp
 USER 1000:1000
+# Paths that are not absolute begin there: /opt/multsd is root's.
+WORKDIR /models
 ENTRYPOINT ["multsd-export", "--repository", "/opt/multsd/model_repository"]
 CMD ["--help"]

@@ -4,10 +4,12 @@ Each artefact is a folder with a stamp that records what it was made from. It is
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,10 +22,10 @@ from multsd_export.folders import replacing_folder
 from multsd_export.json_files import write_json
 from multsd_export.manifest import PACKAGE_FOLDER, files_intact, package_versions
 from multsd_export.networks import DTYPES, Network
-from multsd_export.onnx_export import MODEL_FILE, OPSET, export_onnx
+from multsd_export.onnx_export import MODEL_FILE, OPSET, Form, export_onnx, form_of, write_staged
 from multsd_export.palette import COLOURS, PALETTE_FILE, SEED, Encode, write_palette
 from multsd_export.parity import measure_parity
-from multsd_export.profiles import Precision
+from multsd_export.profiles import Precision, Served
 
 STAMP_FILE = "stamp.json"
 NETWORK_SOURCES = (
@@ -71,16 +73,21 @@ def network_artefact(
     work_dir: Path,
     progress: Progress,
     effort: Effort = FULL_EFFORT,
+    served: Served = Served.ONNX,
 ) -> Artefact:
     """The network's ONNX file, compared with torch, audited, held to its contract; made only where it is not there yet.
+
+    Args:
+        served: what the profile makes of it.
 
     Raises:
         ParityError, ContractError, CheckpointError: nothing is kept of it.
         AuditError: TensorRT would not take the graph, and the graph is in half precision, which is made for it.
     """
-    key = network_key(network, checkpoint, NETWORK_SOURCES, opset=OPSET, batches=effort.batches)
+    form = form_of(network, served)
+    key = network_key(network, checkpoint, NETWORK_SOURCES, opset=OPSET, batches=effort.batches, form=form)
     folder = work_dir / artefact_folder(network)
-    artefact = kept(folder, key) or _make_network(network, key, folder, progress, effort)
+    artefact = kept(folder, key) or _make_network(network, key, folder, progress, effort, form)
     check_tensors(artefact.facts["tensors"], contract)
     progress(1)
     return artefact
@@ -94,10 +101,11 @@ def palette_artefact(
     progress: Progress,
     colours: int = COLOURS,
 ) -> Artefact:
-    """The palette, encoded by the exported VAE encoder; made only where it is not there yet.
+    """The palette; made only where it is not there yet.
 
     Args:
-        encode: loads the encoder.
+        vae_encoder: what the profile makes of the encoder.
+        encode: loads it, or the checkpoint's own.
     """
     folder = work_dir / vae_encoder.folder.name.replace("vae_encoder", "palette")
     scale = (checkpoint.window, checkpoint.vae_scale_factor, checkpoint.scaling_factor)
@@ -112,20 +120,21 @@ def palette_artefact(
     return artefact
 
 
-def _make_network(network: Network, key: str, folder: Path, progress: Progress, effort: Effort) -> Artefact:
+def _make_network(network: Network, key: str, folder: Path, progress: Progress, effort: Effort, form: Form) -> Artefact:
     module = network.load(DTYPES[network.precision])
     parameters = sum(parameter.numel() for parameter in module.parameters())
     batches = list(network.draw(torch.Generator().manual_seed(PARITY_SEED)))
     progress(0.1)
     with replacing_folder(folder) as partial:
-        audit = export_onnx(network, module, batches[0], partial)
+        audit = export_onnx(network, module, batches[0], partial, form)
         progress(0.7)
         if network.precision is Precision.FP16:
             check_audit(network.name, audit)
         parity = None
         if effort.batches:
             compared = islice(batches, effort.batches)
-            parity = asdict(measure_parity(network, module.float(), partial / MODEL_FILE, compared))
+            with _compared_file(network, partial / MODEL_FILE, form) as file:
+                parity = asdict(measure_parity(network, module.float(), file, compared))
         facts = {
             "parameters": parameters,
             "precision": network.precision,
@@ -135,6 +144,16 @@ def _make_network(network: Network, key: str, folder: Path, progress: Progress, 
         }
         write_stamp(partial, key, facts)
     return read_stamp(folder)
+
+
+@contextmanager
+def _compared_file(network: Network, file: Path, form: Form) -> Iterator[Path]:
+    """The graph as ONNX Runtime computes it right; one that is made for TensorRT is compared in that form too."""
+    if not network.whole_pictures or form is Form.STAGED:
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        yield write_staged(file, Path(folder))
 
 
 def artefact_folder(network: Network) -> str:

@@ -1,7 +1,7 @@
 """Make what is missing and compose the repository; the part of an export that needs torch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from multsd_export.contract import ModelConfig, family_contract
 from multsd_export.digests import folder_digests
 from multsd_export.engines.artefact import engine_artefact
 from multsd_export.engines.machine import Machine
+from multsd_export.engines.record import Rebuild
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.engines.shapes import ShapeRange, Sides, shape_ranges
 from multsd_export.families import FAMILY_MODELS
@@ -35,6 +36,7 @@ class EnginePlan:
 
     machine: Machine
     settings: EngineSettings
+    rebuild: Rebuild  # goes into the manifest
 
 
 def build(
@@ -84,7 +86,10 @@ def build(
     parts = Parts(repository, profile, checkpoint, artefacts, palette, engines, ranges)
     with replacing_folder(output) as target:
         compose(parts, contracts, target)
-        write_json(target / MANIFEST_FILE, manifest(parts, contracts["unet"].max_batch_size, target, inputs))
+        content = manifest(parts, contracts["unet"].max_batch_size, target, inputs)
+        if engine_plan:
+            content["rebuild"] = asdict(engine_plan.rebuild)
+        write_json(target / MANIFEST_FILE, content)
     progress("compose", 1)
 
 
@@ -100,7 +105,7 @@ def _artefact(
     """What a profile makes of a network; engines are made of its ONNX file afterwards."""
     if profile.served is Served.WEIGHTS:
         return weights_artefact(network, checkpoint, contract, work_dir, progress)
-    return network_artefact(network, checkpoint, contract, work_dir, progress, effort)
+    return network_artefact(network, checkpoint, contract, work_dir, progress, effort, profile.served)
 
 
 def _palette(
@@ -114,9 +119,9 @@ def _palette(
 ) -> Artefact:
     artefact = artefacts["vae_encoder"]
     (network,) = (each for each in networks if each.name == "vae_encoder")
-    encode = partial(onnx_encoder, artefact.folder / MODEL_FILE)
-    if profile.served is Served.WEIGHTS:
-        encode = partial(torch_encoder, network)
+    encode = partial(torch_encoder, network)
+    if profile.served is Served.ONNX:
+        encode = partial(onnx_encoder, artefact.folder / MODEL_FILE)
     return palette_artefact(artefact, encode, checkpoint, work_dir, progress, effort.colours)
 
 

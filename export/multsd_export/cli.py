@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.engines.machine import this_machine
-from multsd_export.engines.record import check_engines, checkpoint_argument
+from multsd_export.engines.record import check_engines
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.errors import EngineError, ExportError
 from multsd_export.json_files import write_json
@@ -82,7 +82,10 @@ def main(
         loras = tuple(read_lora(text) for text in lora or ())
         chosen = torch_profile(device) if profile is ProfileName.TORCH else PROFILES[profile]
         engines = EngineSettings(optimization_level, workspace_mib)
-        options = Options(source.path, output, repository, work_dir, chosen, force, precision, source, loras, engines)
+        hub = None if Path(checkpoint).exists() else checkpoint
+        options = Options(
+            source.path, output, repository, work_dir, chosen, force, precision, source, loras, engines, hub
+        )
         with _bars() as bars:
             changed = export(options, ProgressBars(bars))
     state = "written" if changed else "up to date"
@@ -100,7 +103,7 @@ def check(repository: Composed) -> None:
         if not manifest["engines"]:
             raise EngineError(f"{repository}: the profile is {manifest['profile']}, which has no engines.")
         machine = this_machine()
-        check_engines(manifest, machine, repository, checkpoint_argument(manifest))
+        check_engines(manifest, machine, repository)
     console.print(
         f"{repository}: {len(manifest['engines'])} engines belong to this machine (TensorRT {machine.tensorrt}, "
         f"{machine.gpu}, compute capability {machine.compute_capability})",
@@ -123,6 +126,10 @@ def verify_repository(
     steps: Annotated[int, typer.Option(min=3, help="Of the picture that is compared.")] = 10,
     report: Annotated[Path | None, typer.Option(help="Where the report goes as JSON.")] = None,
     lora: Loras = None,
+    device: Annotated[
+        Device | None, typer.Option(help="What torch computes on; left out, a GPU that has room beside Triton.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Of a call to Triton, seconds; a picture is one.")] = 1800,
     work_dir: WorkDir = Path("build/onnx"),
 ) -> None:
     """Hold a served repository to torch, network by network and in one picture; run it where the server is idle."""
@@ -132,16 +139,19 @@ def verify_repository(
         if report:
             report.parent.mkdir(parents=True, exist_ok=True)  # now, not after everything was compared
         read = read_checkpoint(source.path, source, tuple(read_lora(text) for text in lora or ()))
-        from multsd_export.verify.run import Verification, verify  # torch takes seconds to import
+        from multsd_export.verify.run import Verification, begin, verify  # torch takes seconds to import
 
-        with _bars() as bars:
-            found = verify(Verification(repository, read, url, steps, graphs_url), ProgressBars(bars))
-        if report:
-            write_json(report, found.as_json())
-    for table in found.tables():
-        Console().print(table)
-    typer.echo(found.verdict())
-    if not found.passed:
+        session = begin(Verification(repository, read, url, steps, timeout, graphs_url, device))
+        try:
+            with _bars() as bars:
+                verify(session, ProgressBars(bars))
+        finally:  # whatever ended it, what was found until then is told
+            if report:
+                write_json(report, session.report.as_json())
+            for table in session.report.tables():
+                Console().print(table)
+            typer.echo(session.report.verdict())
+    if not session.report.passed:
         raise typer.Exit(1)
 
 

@@ -31,3 +31,11 @@ class EngineError(ExportError):
 
 class ServerError(ExportError):
     """Triton cannot be reached, or does not answer a request."""
+
+
+class NoAnswerError(ExportError):
+    """Triton did not answer in time; nothing more is asked of it."""
+
+
+class TorchError(ExportError):
+    """What is compared with cannot be computed here."""

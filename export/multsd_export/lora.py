@@ -21,6 +21,10 @@ class Lora:
         """What manifests and keys keep of it."""
         return {"name": self.path.name, "scale": self.scale, "digest": f"sha256:{self.digest}"}
 
+    def argument(self) -> str:
+        """As `read_lora` takes it, from any folder."""
+        return f"{self.path.absolute()}:{self.scale}"
+
 
 def read_lora(text: str) -> Lora:
     """`FILE.safetensors` or `FILE.safetensors:SCALE`; the scale is 1 where none is given.

@@ -12,7 +12,7 @@ from multsd_export.errors import RepositoryError
 from multsd_export.profiles import Precision, Profile
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 3  # of the manifest; 2 has engines, 3 the device
+FORMAT = 4  # of the manifest; 2 has engines, 3 the device, 4 the export that builds engines again
 PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "peft", "tokenizers", "torch", "transformers")
 PACKAGE_FOLDER = Path(__file__).parent
 

@@ -41,6 +41,7 @@ TRAIN_TIMESTEPS = 1000
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 ROWS: Axes = {0: "batch"}
 PICTURES: Axes = {0: "batch", 2: "height", 3: "width"}
+COMPARED_SIDE = 64  # latent cells, the longest that an export compares a VAE at; `verify` takes longer ones
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Network:
     precision: Precision  # what its graph computes in
     islands: frozenset[str]  # operators that a graph in half precision computes in float32
     upcast_attention: bool = False  # whether it computes attention's scores in float32 too
+    whole_pictures: bool = False  # whether it normalises over areas of up to a whole picture's pixels
 
 
 def networks_of(checkpoint: Checkpoint, precision: Precision = Precision.FP32) -> tuple[Network, ...]:
@@ -134,6 +136,7 @@ def _vae(
         takes_lora=False,
         precision=precision,
         islands=NORMALISATIONS,
+        whole_pictures=True,
     )
 
 
@@ -164,16 +167,22 @@ def draw_unet(checkpoint: Checkpoint, generator: torch.Generator) -> Iterator[In
 
 
 def draw_vae_decoder(checkpoint: Checkpoint, generator: torch.Generator) -> Iterator[Inputs]:
-    """Random latents of square and oblong sizes."""
-    for batch, height, width in ((2, 8, 16), (1, 16, 16), (1, 23, 9)):
+    """Random latents of square and oblong sizes, a window among them."""
+    for batch, height, width in _picture_sizes(checkpoint):
         yield (torch.randn(batch, checkpoint.latent_channels, height, width, generator=generator),)
 
 
 def draw_vae_encoder(checkpoint: Checkpoint, generator: torch.Generator) -> Iterator[Inputs]:
-    """Random pictures in [-1, 1] of square and oblong sizes."""
+    """Random pictures in [-1, 1] of square and oblong sizes, a window among them."""
     factor = checkpoint.vae_scale_factor
-    for batch, height, width in ((2, 8, 16), (1, 16, 16), (1, 23, 9)):
+    for batch, height, width in _picture_sizes(checkpoint):
         yield (torch.rand(batch, 3, height * factor, width * factor, generator=generator) * 2 - 1,)
+
+
+def _picture_sizes(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
+    """Batch, height and width in latent cells."""
+    window = min(checkpoint.window, COMPARED_SIDE)
+    return (2, 8, 16), (1, window, window), (1, 23, 9)
 
 
 def _load(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Wrapper:

@@ -1,16 +1,19 @@
 """One network from torch to an ONNX file.
 
-The graph is plain ONNX (no operators of one runtime), so that ONNX Runtime and TensorRT read the same file.
+The graph is plain ONNX (no operators of one runtime). ONNX Runtime and TensorRT read the same file, but for a network
+that normalises whole pictures: `stage_normalisations`.
 """
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -20,7 +23,7 @@ from multsd_export.audit import OPSET_LIMIT, Audit, audit_model
 from multsd_export.errors import ExportError
 from multsd_export.networks import Inputs, Network
 from multsd_export.precision import make_islands
-from multsd_export.profiles import Precision
+from multsd_export.profiles import Precision, Served
 
 OPSET = OPSET_LIMIT
 MODEL_FILE = "model.onnx"
@@ -28,7 +31,19 @@ DATA_FILE = f"{MODEL_FILE}.data"
 EXTERNAL_BYTES = 2**30  # weights above this go to DATA_FILE; a protobuf message ends at twice of it
 
 
-def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, folder: Path) -> Audit:
+class Form(StrEnum):
+    """How a graph writes its group norms down."""
+
+    PLAIN = "plain"  # InstanceNormalization, for which TensorRT has a kernel
+    STAGED = "staged"  # means in two stages, for ONNX Runtime: `stage_normalisations`
+
+
+def form_of(network: Network, served: Served) -> Form:
+    """The form that a profile serves a network in."""
+    return Form.STAGED if network.whole_pictures and served is Served.ONNX else Form.PLAIN
+
+
+def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, folder: Path, form: Form) -> Audit:
     """Write `folder/model.onnx` (with `model.onnx.data` beside it where the weights are large), check it, audit it.
 
     Args:
@@ -50,6 +65,8 @@ def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, fold
     make_means_row_independent(program.model)
     if network.precision is Precision.FP16:
         make_islands(program.model, network.islands, attention_scores=network.upcast_attention)
+    if form is Form.STAGED:
+        stage_normalisations(program.model)
     ClearMetadataAndDocStringPass()(program.model)  # stack traces, with the paths of this machine
     save(program.model, folder)
     return audit_model(program.model)
@@ -100,14 +117,106 @@ def _mean_length(node: ir.Node) -> int | None:
 
 
 def _replace_mean(graph: ir.Graph, node: ir.Node, length: int) -> None:
-    name = f"{node.outputs[0].name}_weights"
     dtype = node.outputs[0].dtype or ir.DataType.FLOAT
-    tensor = ir.tensor(np.full((1, length), 1 / length, dtype=dtype.numpy()), name=name)
-    weights = ir.Value(name=name, shape=ir.Shape((1, length)), type=ir.TensorType(dtype), const_value=tensor)
-    graph.register_initializer(weights)
+    array = np.full((1, length), 1 / length, dtype=dtype.numpy())
+    weights = _constant(graph, f"{node.outputs[0].name}_weights", array)
     product = ir.node("MatMul", [weights, node.inputs[0]])
     product.outputs[0].shape, product.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+
+
+def stage_normalisations(model: ir.Model) -> None:
+    """Write every group norm's mean and variance as means over each line and then over the lines.
+
+    ONNX Runtime's InstanceNormalization adds up a group's values one after the other in float32. A group of a picture
+    of 512 x 512 pixels has millions, and what is lost shows: 4e-3 of the largest value, growing with the picture.
+    """
+    for node in list(model.graph):
+        if node.op_type == "InstanceNormalization":
+            _stage_normalisation(model.graph, node)
+
+
+def write_staged(file: Path, folder: Path) -> Path:
+    """Write a plain graph once more in the form that ONNX Runtime computes right; returns the new file."""
+    model = ir.load(file)
+    stage_normalisations(model)
+    save(model, folder)
+    return folder / MODEL_FILE
+
+
+def _stage_normalisation(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace an InstanceNormalization of (B, G, values) that the exporter made of a group norm.
+
+    Another one is left as it is; the comparison with torch tells whether that is good enough.
+    """
+    values, dtype = node.inputs[0], node.outputs[0].dtype
+    reshape = _grouping(node)
+    lines = _lines(reshape) if reshape else None
+    if values is None or dtype is None or reshape is None or lines is None:
+        return
+    prefix = node.outputs[0].name
+    reshape.replace_input_with(1, _constant(graph, f"{prefix}_lines", np.array(lines)))
+    along, across = (_constant(graph, f"{prefix}_axis_{axis}", np.array([axis])) for axis in (3, 2))
+    epsilon = np.array(node.attributes.get_float("epsilon", 1e-5), dtype=dtype.numpy())
+    nodes: list[ir.Node] = []
+
+    def add(operator: str, *inputs: ir.Value) -> ir.Value:
+        attributes = {"keepdims": 1} if operator == "ReduceMean" else {}
+        nodes.append(ir.node(operator, inputs, attributes=attributes))
+        nodes[-1].outputs[0].type = ir.TensorType(dtype)
+        return nodes[-1].outputs[0]
+
+    def mean(of: ir.Value) -> ir.Value:
+        return add("ReduceMean", add("ReduceMean", of, along), across)
+
+    centred = add("Sub", values, mean(values))
+    variance = mean(add("Mul", centred, centred))
+    deviation = add("Sqrt", add("Add", variance, _constant(graph, f"{prefix}_epsilon", epsilon)))
+    normalised = add("Div", centred, deviation)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, [normalised])
+    narrowed = [use.outputs[0] for use in normalised.consumers() if use.op_type == "Cast"]
+    for value in (reshape.outputs[0], values, normalised, *narrowed):
+        value.shape = None  # it has four dimensions now
+
+
+def _grouping(node: ir.Node) -> ir.Node | None:
+    """The Reshape of (B, C, ...) to (B, G, values) before an InstanceNormalization without scale and bias."""
+    values, scale, bias = (_before_cast(value) for value in node.inputs)
+    reshape = values.producer() if values is not None else None
+    plain = _all_equal(scale, 1) and _all_equal(bias, 0)
+    if values is None or reshape is None or not plain or reshape.op_type != "Reshape" or len(values.uses()) != 1:
+        return None
+    return reshape
+
+
+def _before_cast(value: ir.Value | None) -> ir.Value | None:
+    """What an island in half precision reads."""
+    producer = value.producer() if value is not None else None
+    return producer.inputs[0] if producer is not None and producer.op_type == "Cast" else value
+
+
+def _all_equal(value: ir.Value | None, number: float) -> bool:
+    return value is not None and value.const_value is not None and bool((value.const_value.numpy() == number).all())
+
+
+def _lines(reshape: ir.Node) -> list[int] | None:
+    """The shape (B, G, lines, values of a line) in place of (B, G, values), for pictures and for attention's tokens."""
+    source, target = reshape.inputs
+    if source is None or source.shape is None or target is None or target.const_value is None:
+        return None
+    batch, groups, *rest = target.const_value.numpy().tolist()
+    channels = source.shape[1]
+    if batch != 0 or rest != [-1] or not isinstance(channels, int):
+        return None
+    by_rank = {4: [0, groups, -1, 0], 3: [0, groups, channels // groups, -1]}  # 0: as long as the source's
+    return by_rank.get(len(source.shape))
+
+
+def _constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 @contextmanager

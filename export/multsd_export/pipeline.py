@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.engines.machine import this_machine
+from multsd_export.engines.record import Rebuild
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.errors import RepositoryError
 from multsd_export.lora import Lora
@@ -30,6 +31,19 @@ class Options:
     source: Source | None = None  # where the checkpoint was taken from; left out, the folder tells
     loras: tuple[Lora, ...] = ()
     engines: EngineSettings = field(default_factory=EngineSettings)  # where the profile runs engines
+    hub_checkpoint: str | None = None  # owner/name@commit, where the checkpoint was named so
+
+    def rebuild(self) -> Rebuild:
+        """What repeats this export, from any folder."""
+        return Rebuild(
+            checkpoint=self.hub_checkpoint or str(self.checkpoint.absolute()),
+            profile=self.profile.name,
+            precision=self.precision or self.profile.precision,
+            loras=[lora.argument() for lora in self.loras],
+            repository=str(self.repository.absolute()),
+            work_dir=str(self.work_dir.absolute()),
+            **asdict(self.engines),
+        )
 
 
 def export(options: Options, progress: Callable[[str, float], None]) -> bool:
@@ -59,7 +73,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
             work_dir=options.work_dir,
             inputs=inputs,
             progress=progress,
-            engine_plan=EnginePlan(machine, options.engines) if machine else None,
+            engine_plan=EnginePlan(machine, options.engines, options.rebuild()) if machine else None,
         )
     return True
 

@@ -106,18 +106,15 @@ CPU = Profile(
 )
 
 
-def _batching(*, max_queue_size: int, preferred_batch_size: int | None = None) -> str:
-    """How requests wait for a network on a GPU.
+def _batching(*, max_queue_size: int) -> str:
+    """How requests wait for a network on a GPU; its best batch follows from its contract (`serving`).
 
-    preferred_batch_size: the one that its kernels are chosen for. There is no queue delay: whatever waits when the
-    network comes free goes out together.
+    There is no queue delay: whatever waits when the network comes free goes out together.
     """
-    preferred = f"preferred_batch_size: {preferred_batch_size}" if preferred_batch_size else ""
     # Requests beyond the queue, or a minute in it, get UNAVAILABLE: the orchestrator bounds its own, so these are of
     # clients that call a network directly, or a GPU that hangs.
     return f"""
         dynamic_batching {{
-          {preferred}
           max_queue_delay_microseconds: 0
           default_queue_policy {{
             timeout_action: REJECT
@@ -129,8 +126,8 @@ def _batching(*, max_queue_size: int, preferred_batch_size: int | None = None) -
 
 
 # A request asks for each of its texts by itself: 8 requests of 33 regions are 528 prompts and negative prompts.
-TEXT_BATCHING = _batching(max_queue_size=1024, preferred_batch_size=16)
-UNET_BATCHING = _batching(max_queue_size=64, preferred_batch_size=16)
+TEXT_BATCHING = _batching(max_queue_size=1024)
+UNET_BATCHING = _batching(max_queue_size=64)
 VAE_BATCHING = _batching(max_queue_size=64)
 
 

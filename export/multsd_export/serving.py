@@ -1,4 +1,4 @@
-"""A network's configuration as a GPU serves it: its own dimensions instead of "any", and what warms it up."""
+"""A network's configuration as a GPU serves it: its own dimensions instead of "any", its best batch, its warm-ups."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +11,8 @@ from multsd_export.engines.shapes import ShapeRange
 
 def served_config(config: ModelConfig, tensors: Tensors, ranges: Mapping[str, ShapeRange]) -> ModelConfig:
     """A copy with every static dimension of the network in place of "any", and warm-ups at both ends of the batches.
+
+    Where requests are batched the largest batch is preferred: `shape_ranges` has kernels chosen for it.
 
     Triton holds the configuration to an engine when it loads it, and refuses a size outside before it is queued.
 
@@ -26,6 +28,8 @@ def served_config(config: ModelConfig, tensors: Tensors, ranges: Mapping[str, Sh
                 tensor.dims[:] = [
                     own if dim == ANY else dim for dim, own in zip(tensor.dims, dims[tensor.name], strict=True)
                 ]
+    if served.HasField("dynamic_batching") and served.max_batch_size > 1:
+        served.dynamic_batching.preferred_batch_size[:] = [served.max_batch_size]  # Triton refuses a larger one
     for batch_size in sorted({1, served.max_batch_size}):
         served.model_warmup.append(_warmup(served, ranges, batch_size))
     return served

@@ -1,4 +1,4 @@
-"""`multsd-export verify` on a real Triton and a small checkpoint: it passes what is right and names what is broken."""
+"""`multsd-export verify` on a real Triton: it passes the demo checkpoint, and names what is broken of a small one."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from multsd_export.digests import file_digest
 from multsd_export.json_files import write_json
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU
-from tests.integration.conftest import ROOT, Serve
+from tests.integration.conftest import REPOSITORY, ROOT, Serve
 from tests.small_checkpoints import kept_onnx, write_small_checkpoint
 
 STEPS = 3
@@ -76,6 +76,15 @@ def test_what_is_right_passes_every_check_and_its_speed_is_told(
     unet = [speed for speed in report["speeds"] if speed["network"] == "unet"]
     assert [speed["batch_size"] for speed in unet] == list(range(1, 17))
     assert all(speed["server_seconds"] > 0 and speed["rows_per_second"] > 0 for speed in report["speeds"])
+
+
+def test_the_demo_checkpoint_passes_as_it_is_served(triton_grpc: str, tmp_path: Path) -> None:
+    """Its VAE normalises pictures of true size."""
+    checkpoint = ROOT / "export" / "demo_checkpoint" / "checkpoint"
+    code, output, report = verify(REPOSITORY, checkpoint, triton_grpc, tmp_path / "report.json")
+    assert code == 0, output
+    pictures = {tuple(speed["shape"]) for speed in report["speeds"] if speed["network"] == "vae_decoder"}
+    assert pictures == {(4, 64, 64), (4, 64, 96)}
 
 
 def test_a_broken_network_fails_and_is_named(exported: Options, tmp_path: Path, serve: Serve) -> None:

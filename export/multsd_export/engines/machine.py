@@ -22,6 +22,9 @@ class Machine:
     gpu: str  # the first visible GPU's name
     compute_capability: str  # "9.0"
 
+    def __str__(self) -> str:
+        return f"TensorRT {self.tensorrt} on {self.gpu} (compute capability {self.compute_capability})"
+
 
 def this_machine() -> Machine:
     """The machine that this runs on.

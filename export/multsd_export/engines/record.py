@@ -1,6 +1,8 @@
-"""Whether the engines of a composed repository belong to a machine."""
+"""Whether the engines of a composed repository belong to a machine, and the export that builds them again."""
 
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +10,57 @@ from multsd_export.engines.machine import Machine
 from multsd_export.errors import EngineError
 
 
-def check_engines(manifest: Mapping[str, Any], machine: Machine, repository: Path, checkpoint: str) -> None:
+@dataclass(frozen=True)
+class Rebuild:
+    """The options of the export that built a repository's engines, as its manifest keeps them."""
+
+    checkpoint: str  # a folder's whole path, or owner/name@commit
+    profile: str
+    precision: str
+    loras: list[str]  # FILE.safetensors:SCALE, with the file's whole path
+    repository: str  # the committed contracts
+    work_dir: str
+    optimization_level: int
+    workspace_mib: int | None
+
+    def command(self, output: Path) -> str:
+        """The command line that composes the repository anew at `output`."""
+        options = {
+            "checkpoint": self.checkpoint,
+            "output": output,
+            "profile": self.profile,
+            "precision": self.precision,
+            "optimization-level": self.optimization_level,
+            "workspace-mib": self.workspace_mib,
+            "repository": self.repository,
+            "work-dir": self.work_dir,
+        }
+        words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+        words += [word for lora in self.loras for word in ("--lora", lora)]
+        return shlex.join(["multsd-export", *words])
+
+
+def check_engines(
+    manifest: Mapping[str, Any], machine: Machine, repository: Path, checkpoint: str | None = None
+) -> None:
     """Hold every engine's record to a machine.
 
+    A GPU of another name is another machine, even with the same compute capability: an L40S and an L4 both have 8.9,
+    but not the memory and the multiprocessors that kernels are chosen for.
+
     Args:
-        checkpoint: as an export's command line names it.
+        checkpoint: as an export's command line names it; left out, as the one did that built the engines.
 
     Raises:
-        EngineError: naming the first engine of another TensorRT version or compute capability, and the command that
-            builds it again.
+        EngineError: naming the first engine of another TensorRT version or GPU, and the command that builds it again.
     """
     for name, record in manifest["engines"].items():
-        for field, found in (("tensorrt", machine.tensorrt), ("compute_capability", machine.compute_capability)):
-            if record[field] != found:
-                raise EngineError(
-                    f"{name}: the engine was built for {field} {record[field]} ({record['gpu']}), this machine has "
-                    f"{found} ({machine.gpu}); build it again here: "
-                    f"{rebuild_command(manifest, repository, checkpoint)}"
-                )
-
-
-def rebuild_command(manifest: Mapping[str, Any], repository: Path, checkpoint: str) -> str:
-    """The export that composes the repository anew; engines of another machine are built again."""
-    return f"multsd-export --checkpoint {checkpoint} --output {repository} --profile {manifest['profile']}"
-
-
-def checkpoint_argument(manifest: Mapping[str, Any]) -> str:
-    """The checkpoint as an export would name it, as far as the manifest knows: a folder's path it does not."""
-    facts = manifest["checkpoint"]
-    return f"{facts['name']}@{facts['revision']}" if facts["revision"] else str(facts["name"])
+        built = Machine(record["tensorrt"], record["gpu"], record["compute_capability"])
+        if built != machine:
+            rebuild = Rebuild(**manifest["rebuild"])
+            if checkpoint is not None:
+                rebuild = replace(rebuild, checkpoint=checkpoint)
+            raise EngineError(
+                f"{name}: the engine was built with {built}, here is {machine}; build it again here: "
+                f"{rebuild.command(repository)}"
+            )

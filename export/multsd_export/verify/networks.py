@@ -13,10 +13,11 @@ import torch
 
 from multsd_export.checkpoint import Checkpoint
 from multsd_export.engines.shapes import PIXELS
-from multsd_export.errors import ServerError
+from multsd_export.errors import ServerError, TorchError
 from multsd_export.networks import Inputs, Network
 from multsd_export.parity import RELATIVE_LIMITS, relative_error
 from multsd_export.profiles import Precision
+from multsd_export.verify.reference import Reference
 from multsd_export.verify.report import Check, Speed
 from multsd_export.verify.server import Array, Server
 
@@ -39,8 +40,7 @@ class Served:
     """A network, what it computes in torch, and the server that it is held to."""
 
     network: Network
-    module: torch.nn.Module  # in float32
-    device: torch.device
+    reference: Reference
     server: Server
     max_batch_size: int
     cuda_graphs: bool = False  # whether this server replays it from them
@@ -58,16 +58,14 @@ class Served:
         return self.server.infer(self.network.name, sent, self.network.outputs)
 
     def expect(self, inputs: Tensors) -> Tensors:
-        """What torch computes."""
+        """What torch computes. Raises TorchError."""
         rows = len(next(iter(inputs.values())))
         parts = [self._torch(slice_rows(inputs, first, first + TORCH_ROWS)) for first in range(0, rows, TORCH_ROWS)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.network.outputs}
 
     def _torch(self, inputs: Tensors) -> Tensors:
-        with torch.no_grad():
-            result = self.module(*(torch.from_numpy(array).to(self.device) for array in inputs.values()))
-        tensors = [result] if isinstance(result, torch.Tensor) else list(result)
-        return {name: each.cpu().numpy() for name, each in zip(self.network.outputs, tensors, strict=True)}
+        tensors = self.reference.run(self.network.name, *(torch.from_numpy(array) for array in inputs.values()))
+        return {name: each.numpy() for name, each in zip(self.network.outputs, tensors, strict=True)}
 
 
 def verify_network(served: Served, batches: Sequence[Tensors]) -> tuple[list[Check], list[Speed]]:
@@ -123,10 +121,10 @@ def slice_rows(inputs: Tensors, first: int, end: int) -> Tensors:
 
 
 def _answered(served: Served, name: str, check: Callable[[], Check]) -> Check:
-    """The check, failed where the server does not answer."""
+    """The check, failed where the server answers with an error or torch has no room."""
     try:
         return check()
-    except ServerError as error:
+    except (ServerError, TorchError) as error:
         return Check(served.subject, name, False, str(error))
 
 
@@ -201,18 +199,33 @@ def _equal(one: Tensors, other: Tensors) -> bool:
 
 
 def _speed(served: Served, rows: Tensors) -> Speed:
-    count, seconds = served.server.compute_time(served.network.name)
-    times = []
-    for _ in range(TIMED_CALLS):
-        started = time.perf_counter()
-        served.call(rows)
-        times.append(time.perf_counter() - started)
-    later, later_seconds = served.server.compute_time(served.network.name)
+    """Medians of the same calls, so that a part is never longer than the whole."""
+    calls = [_timed(served, rows) for _ in range(TIMED_CALLS)]
+    told = [(seconds, of_server) for seconds, of_server in calls if of_server is not None]
     first = next(iter(rows.values()))
     return Speed(
         network=served.network.name,
         batch_size=len(first),
         shape=first.shape[1:],
-        seconds=statistics.median(times),
-        server_seconds=(later_seconds - seconds) / max(later - count, 1),
+        seconds=statistics.median(seconds for seconds, _ in told or calls),
+        server_seconds=statistics.median(of_server for _, of_server in told) if told else None,
     )
+
+
+def _timed(served: Served, rows: Tensors) -> tuple[float, float | None]:
+    """Seconds of one call, and of it the network's own where the server tells them for this call alone."""
+    before = _compute_time(served)
+    started = time.perf_counter()
+    served.call(rows)
+    seconds = time.perf_counter() - started
+    after = _compute_time(served)
+    if before is None or after is None or after[0] != before[0] + 1:
+        return seconds, None
+    return seconds, after[1] - before[1]
+
+
+def _compute_time(served: Served) -> tuple[int, float] | None:
+    try:
+        return served.server.compute_time(served.network.name)
+    except ServerError:
+        return None  # the report says why: `run`

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from multsd_export.errors import ServerError
+from multsd_export.errors import ServerError, TorchError
 from multsd_export.networks import Network
 from multsd_export.parity import relative_error
 from multsd_export.profiles import Precision
 from multsd_export.verify.networks import CONSISTENT
+from multsd_export.verify.reference import Reference
 from multsd_export.verify.report import Check
 from multsd_export.verify.server import Array, Server
 
@@ -41,32 +42,27 @@ PSNR_LIMITS = {Precision.FP32: 50.0, Precision.FP16: 30.0}  # dB
 class TorchNetworks:
     """The networks that the orchestrator asks, in torch."""
 
-    modules: Mapping[str, torch.nn.Module]  # in float32
-    device: torch.device
+    reference: Reference
     max_batch_size: int
 
     async def encode(self, encoder: "TextEncoder", input_ids: Array) -> dict[str, torch.Tensor]:
         """(U, L) -> last_hidden_state (U, L, D), and text_embeds where the encoder has it."""
-        result = self._run(encoder.model, torch.from_numpy(input_ids))
-        tensors = (result,) if isinstance(result, torch.Tensor) else result
-        return {name: tensor.cpu() for name, tensor in zip(encoder.outputs, tensors, strict=True)}
+        tensors = self.reference.run(encoder.model, torch.from_numpy(input_ids))
+        return dict(zip(encoder.outputs, tensors, strict=True))
 
     async def complete_step(self, denoising: "Denoising") -> None:
         """Predict every row of a canvas's step."""
         while denoising.untaken:
             rows = denoising.take(self.max_batch_size)
             added = [each for each in (rows.text_embeds, rows.time_ids) if each is not None]
-            prediction = self._run("unet", rows.sample, rows.timestep, rows.encoder_hidden_states, *added)
-            denoising.give(rows, prediction.cpu())
+            inputs = (rows.sample, rows.timestep, rows.encoder_hidden_states, *added)
+            (prediction,) = self.reference.run("unet", *inputs)
+            denoising.give(rows, prediction)
 
     async def vae_decoder(self, latents: torch.Tensor) -> torch.Tensor:
         """(1, 4, h, w) -> (1, 3, 8h, 8w)"""
-        decoded: torch.Tensor = self._run("vae_decoder", latents)
-        return decoded.cpu()
-
-    def _run(self, name: str, *inputs: torch.Tensor) -> Any:
-        with torch.no_grad():
-            return self.modules[name](*(each.to(self.device) for each in inputs))
+        (decoded,) = self.reference.run("vae_decoder", latents)
+        return decoded
 
 
 def verify_picture(
@@ -83,7 +79,10 @@ def verify_picture(
         first, consistent = _answers(server, "picture", window, steps)
     except ServerError as error:
         return [Check("picture", "is painted", False, str(error))]
-    image, latents = _reference(repository, networks, picture_inputs(window, steps, PROMPTS))
+    try:
+        image, latents = _reference(repository, networks, picture_inputs(window, steps, PROMPTS))
+    except TorchError as error:
+        return [Check("picture", "has torch's latents", False, str(error)), consistent]
     return [
         _same_latents("has torch's latents", "picture", first["latents"], latents, network.precision),
         _same_image("looks like torch's", "picture", first["image"], image, network.precision),

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-FORMAT = 2  # a check may have passed: null
+FORMAT = 3  # 2: a check may have passed: null; 3: unfinished, and server_seconds may be null
 RESULTS = {True: "pass", False: "FAIL", None: "-"}
 
 
@@ -28,8 +28,8 @@ class Speed:
     network: str
     batch_size: int
     shape: tuple[int, ...]  # of one row of the first input
-    seconds: float  # a call, from the client's side, median
-    server_seconds: float  # of it the network's own time, mean
+    seconds: float  # a call, from the client's side
+    server_seconds: float | None  # of it the network's own time; None: Triton does not tell. Both are medians of calls
 
     @property
     def rows_per_second(self) -> float:
@@ -44,6 +44,7 @@ class Report:
     facts: Mapping[str, Any]  # what was verified, and where
     checks: list[Check] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
+    unfinished: str | None = None  # what was being looked at when an error ended it, and the error
 
     @property
     def failures(self) -> list[Check]:
@@ -57,8 +58,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was looked at holds."""
-        return any(check.passed for check in self.checks) and not self.failures
+        """Whether all was looked at and holds."""
+        return any(check.passed for check in self.checks) and not self.failures and not self.unfinished
 
     def verdict(self) -> str:
         """Pass or fail and why, in one sentence."""
@@ -66,7 +67,11 @@ class Report:
         skipped = f"; {len(self.skipped)} not looked at: {_list(self.skipped)}" if self.skipped else ""
         if self.passed:
             return f"passed: {looked_at} checks{skipped}"
-        return f"failed: {len(self.failures)} of {looked_at} checks: {_list(self.failures)}{skipped}"
+        found = f"{len(self.failures)} of {looked_at} checks"
+        failures = f": {_list(self.failures)}" if self.failures else ""
+        if self.unfinished:
+            return f"failed: {self.unfinished}; before it {found} failed{failures}{skipped}"
+        return f"failed: {found}{failures}{skipped}"
 
     def as_json(self) -> dict[str, Any]:
         """The report's file."""
@@ -74,6 +79,7 @@ class Report:
             "format": FORMAT,
             "passed": self.passed,
             "verdict": self.verdict(),
+            "unfinished": self.unfinished,
             **self.facts,
             "checks": [asdict(check) for check in self.checks],
             "speeds": [{**asdict(speed), "rows_per_second": speed.rows_per_second} for speed in self.speeds],
@@ -92,7 +98,7 @@ class Report:
                 "x".join(map(str, speed.shape)),
                 str(speed.batch_size),
                 f"{speed.seconds * 1e3:.1f}",
-                f"{speed.server_seconds * 1e3:.1f}",
+                "-" if speed.server_seconds is None else f"{speed.server_seconds * 1e3:.1f}",
                 f"{speed.rows_per_second:.1f}",
             )
         yield speeds

@@ -1,6 +1,7 @@
 """One verification from beginning to end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from multsd_export.compose import ORCHESTRATOR
 from multsd_export.contract import read_config
 from multsd_export.engines.machine import import_tensorrt, this_machine
 from multsd_export.engines.record import check_engines
-from multsd_export.errors import EngineError
+from multsd_export.errors import EngineError, ExportError, ServerError
 from multsd_export.manifest import composed_manifest, files_intact
-from multsd_export.networks import DTYPES, Network, networks_of
+from multsd_export.networks import Network, networks_of
 from multsd_export.profiles import CUDA_GRAPHS, Device, Precision
 from multsd_export.verify.networks import Served, network_batches, verify_network
 from multsd_export.verify.picture import MODEL, TorchNetworks, verify_graphs_picture, verify_picture
+from multsd_export.verify.reference import Reference, choose_device
 from multsd_export.verify.report import Check, Report
 from multsd_export.verify.server import Server
 
@@ -32,65 +34,97 @@ class Verification:
     checkpoint: Checkpoint
     url: str  # host:port of Triton's gRPC endpoint
     steps: int  # of the picture
+    timeout: float  # of a call, seconds
     graphs_url: str | None = None  # of another Triton, which serves the same repository with CUDA graphs
+    device: Device | None = None  # of torch; left out: `choose_device`
 
 
-def verify(verification: Verification, progress: StageProgress) -> Report:
-    """Run every check; a check that fails stops none of the others.
+@dataclass(frozen=True)
+class Session:
+    """A verification that can be carried out, and its report, which grows."""
+
+    verification: Verification
+    manifest: Mapping[str, Any]
+    networks: tuple[Network, ...]
+    servers: Sequence[Server]  # the second replays CUDA graphs
+    reference: Reference
+    report: Report
+
+
+def begin(verification: Verification) -> Session:
+    """Look at what has to be there.
 
     Raises:
         RepositoryError: there is no composed repository.
         ServerError: Triton cannot be reached, or has not loaded it.
+        TorchError: a GPU is wanted and there is none.
     """
-    repository, checkpoint = verification.repository, verification.checkpoint
-    manifest = composed_manifest(repository)
-    networks = networks_of(checkpoint, Precision(manifest["precision"]))
-    servers = [Server(url) for url in (verification.url, verification.graphs_url) if url]
+    manifest = composed_manifest(verification.repository)
+    networks = networks_of(verification.checkpoint, Precision(manifest["precision"]))
+    device = choose_device(verification.device, max(network["parameters"] for network in manifest["networks"].values()))
+    servers = [Server(url, verification.timeout) for url in (verification.url, verification.graphs_url) if url]
     for each in servers:
         each.require([network.name for network in networks] + [ORCHESTRATOR, MODEL])
-    server = servers[0]
-    device = _device()
     report = Report(_facts(verification, manifest, device))
-    report.checks += _repository_checks(verification, manifest, server)
-    report.checks += _graphs_checks(manifest, servers[1:])
-    modules: dict[str, torch.nn.Module] = {}
-    sizes: dict[str, int] = {}
-    for network in networks:
-        progress(network.name, 0)
-        # The weights that the graph has, computed with in float32.
-        modules[network.name] = network.load(DTYPES[network.precision]).float().to(device)
-        sizes[network.name] = read_config(repository / network.name / "config.pbtxt").max_batch_size
-        tile, largest = manifest["limits"]["vae_tile"], manifest["device"] == Device.GPU
-        batches = network_batches(network, checkpoint, sizes[network.name], tile=tile, largest=largest)
-        for each in servers:
-            graphs = each.replays_cuda_graphs(network.name)
-            if each is not server and not graphs:
-                continue  # a VAE is the same on both
-            served = Served(network, modules[network.name], device, each, sizes[network.name], graphs)
-            checks, speeds = verify_network(served, batches)
-            report.checks += checks
-            report.speeds += speeds
-        progress(network.name, 1)
-    progress("picture", 0)
-    torch_networks = TorchNetworks(modules, device, sizes["unet"])
-    window = checkpoint.window * checkpoint.vae_scale_factor
-    unet = _named(networks, "unet")
-    report.checks += verify_picture(server, repository, torch_networks, unet, window, verification.steps)
-    for each in servers[1:]:
-        report.checks += verify_graphs_picture(server, each, unet, window, verification.steps)
-    progress("picture", 1)
-    return report
+    return Session(verification, manifest, networks, servers, Reference(networks, device), report)
 
 
-def _device() -> torch.device:
-    """A GPU where torch sees one; products in full float32, for it is the reference."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def verify(session: Session, progress: StageProgress) -> None:
+    """Run every check; one that fails stops none of the others.
+
+    An error that ends it stands in the report, which has what was found before; one that is not the package's own is
+    raised as well.
+    """
+    with suppress(ExportError):
+        with _stage(session.report, "repository"):
+            session.report.checks += _repository_checks(session.verification, session.manifest, session.servers[0])
+            session.report.checks += _graphs_checks(session.manifest, session.servers[1:])
+            session.report.checks += _statistics_checks(session.servers[0])
+        for network in session.networks:
+            with _stage(session.report, network.name, progress):
+                _verify_network(session, network)
+        with _stage(session.report, "picture", progress):
+            _verify_pictures(session)
 
 
-def _named(networks: tuple[Network, ...], name: str) -> Network:
-    return next(network for network in networks if network.name == name)
+@contextmanager
+def _stage(report: Report, name: str, progress: StageProgress = lambda _stage, _share: None) -> Iterator[None]:
+    """A part of the verification; what ends it is written down."""
+    progress(name, 0)
+    try:
+        yield
+    except BaseException as error:
+        reason = str(error) if isinstance(error, ExportError) else f"{type(error).__name__} {error}".strip()
+        report.unfinished = f"{name} could not be finished: {reason.rstrip('.')}"
+        raise
+    progress(name, 1)
+
+
+def _verify_network(session: Session, network: Network) -> None:
+    config = read_config(session.verification.repository / network.name / "config.pbtxt")
+    tile, largest = session.manifest["limits"]["vae_tile"], session.manifest["device"] == Device.GPU
+    batches = network_batches(
+        network, session.verification.checkpoint, config.max_batch_size, tile=tile, largest=largest
+    )
+    for server in session.servers:
+        graphs = _replays_cuda_graphs(server, network.name)
+        if server is not session.servers[0] and not graphs:
+            continue  # a VAE is the same on both
+        served = Served(network, session.reference, server, config.max_batch_size, graphs)
+        checks, speeds = verify_network(served, batches)
+        session.report.checks += checks
+        session.report.speeds += speeds
+    session.reference.release()
+
+
+def _verify_pictures(session: Session) -> None:
+    verification, (server, *others) = session.verification, session.servers
+    unet = next(network for network in session.networks if network.name == "unet")
+    networks = TorchNetworks(session.reference, session.manifest["limits"]["unet_max_batch_size"])
+    window = verification.checkpoint.window * verification.checkpoint.vae_scale_factor
+    session.report.checks += verify_picture(server, verification.repository, networks, unet, window, verification.steps)
+    for each in others:
+        session.report.checks += verify_graphs_picture(server, each, unet, window, verification.steps)
 
 
 def _facts(verification: Verification, manifest: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -111,7 +145,6 @@ def _facts(verification: Verification, manifest: Mapping[str, Any], device: torc
 def _repository_checks(verification: Verification, manifest: Mapping[str, Any], server: Server) -> list[Check]:
     """Whether files, server and engines are what the manifest says."""
     checkpoint, expected = verification.checkpoint, manifest["checkpoint"]["digest"]
-    served = server.parameter(ORCHESTRATOR, "checkpoint_digest")
     intact = files_intact(verification.repository, manifest["files"])
     checks = [
         Check(
@@ -120,12 +153,7 @@ def _repository_checks(verification: Verification, manifest: Mapping[str, Any], 
             checkpoint.digest == expected,
             f"{checkpoint.digest[:19]}, the manifest says {expected[:19]}",
         ),
-        Check(
-            "repository",
-            "is what Triton serves",
-            served == expected,
-            f"{served[:19] or 'no digest'}, the manifest says {expected[:19]}",
-        ),
+        _served_check(server, expected),
         Check(
             "repository",
             "has the manifest's files",
@@ -138,6 +166,34 @@ def _repository_checks(verification: Verification, manifest: Mapping[str, Any], 
     return checks
 
 
+def _served_check(server: Server, expected: str) -> Check:
+    """Whether Triton has loaded what was made from the same checkpoint."""
+    name = "is what Triton serves"
+    try:
+        served = server.parameter(ORCHESTRATOR, "checkpoint_digest")
+    except ServerError as error:
+        return Check("repository", name, None, str(error))
+    found = f"{served[:19] or 'no digest'}, the manifest says {expected[:19]}"
+    return Check("repository", name, served == expected, found)
+
+
+def _statistics_checks(server: Server) -> list[Check]:
+    """Why the speeds have no time of the server's own, where they have none."""
+    try:
+        server.compute_time("unet")
+    except ServerError as error:
+        return [Check("speed", "is told by Triton too", None, str(error))]
+    return []
+
+
+def _replays_cuda_graphs(server: Server, name: str) -> bool:
+    """Whether a server is known to."""
+    try:
+        return server.replays_cuda_graphs(name)
+    except ServerError:
+        return False
+
+
 def _graphs_checks(manifest: Mapping[str, Any], graphs: Sequence[Server]) -> list[Check]:
     """Whether a second server serves the same with CUDA graphs, or why nothing is said of them."""
     name = "is served with CUDA graphs too"
@@ -147,8 +203,11 @@ def _graphs_checks(manifest: Mapping[str, Any], graphs: Sequence[Server]) -> lis
             reason = "not applicable, the networks run on the processor"
         return [Check("repository", name, None, reason)]
     (server,) = graphs
-    served = server.parameter(ORCHESTRATOR, "checkpoint_digest")
-    same, replays = served == manifest["checkpoint"]["digest"], server.replays_cuda_graphs("unet")
+    try:
+        served, replays = server.parameter(ORCHESTRATOR, "checkpoint_digest"), server.replays_cuda_graphs("unet")
+    except ServerError as error:
+        return [Check("repository", name, None, str(error))]
+    same = served == manifest["checkpoint"]["digest"]
     found = {
         (True, True): "the same checkpoint",
         (True, False): f"without: --model-config-name={CUDA_GRAPHS} is missing",

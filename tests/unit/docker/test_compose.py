@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from multsd_export.profiles import CUDA_GRAPHS
 from multsd_gateway.settings import Settings
 from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, arguments, check_command, documents, last, stages
 
@@ -39,14 +40,15 @@ def test_the_gateway_takes_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.grace_seconds >= settings.request_seconds, "requests at work may finish"
 
 
+@pytest.mark.parametrize("service", ["export", "verify"])
 @pytest.mark.parametrize("document", ALL)
-def test_the_export_service_runs_a_command_line_that_the_exporter_takes(document: dict[str, Any]) -> None:
-    words = document["services"]["export"]["command"]
-    check_command("multsd-export", words)
+def test_each_service_of_the_exporter_runs_a_command_line_that_it_takes(document: dict[str, Any], service: str) -> None:
+    check_command("multsd-export", document["services"][service]["command"])
 
 
-def test_the_demo_checkpoint_is_where_the_image_has_it() -> None:
-    (word,) = (word for word in CPU["services"]["export"]["command"] if word.startswith("--checkpoint="))
+@pytest.mark.parametrize("service", ["export", "verify"])
+def test_the_demo_checkpoint_is_where_the_image_has_it(service: str) -> None:
+    (word,) = (word for word in CPU["services"][service]["command"] if word.startswith("--checkpoint="))
     path = Path(word.partition("=")[2]).relative_to("/opt/multsd")
     assert (ROOT / path / "model_index.json").is_file()
     assert "export" in {path for each in stages(DOCKER / "export.Dockerfile")[0] for path in each.words()}
@@ -82,7 +84,8 @@ def test_only_the_gateway_is_published_and_only_on_loopback() -> None:
     assert published == {"gateway": [f"127.0.0.1:{Settings().port}:{Settings().port}"]}
     assert not any("ports" in service for other in (GPU, TORCH) for service in other["services"].values())
     assert CPU["networks"]["inside"] == {"internal": True}
-    assert CPU["services"]["triton"]["networks"] == ["inside"]
+    for name in ("triton", "triton-graphs", "verify"):
+        assert CPU["services"][name]["networks"] == ["inside"]
 
 
 def test_triton_starts_after_the_export_and_the_gateway_after_triton() -> None:
@@ -91,6 +94,76 @@ def test_triton_starts_after_the_export_and_the_gateway_after_triton() -> None:
     assert services["gateway"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
     assert last(stages(DOCKER / "triton.Dockerfile")[0], "HEALTHCHECK") is not None
     assert services["export"]["restart"] == "no"
+
+
+@pytest.mark.parametrize("document", ALL)
+def test_what_verifies_is_started_by_nothing_but_its_own_profile(document: dict[str, Any]) -> None:
+    for name, service in document["services"].items():
+        profile = CPU["services"][name].get("profiles")
+        assert profile == (["verify"] if name in ("verify", "triton-graphs") else None)
+        assert "profiles" not in service or document is CPU
+        if profile is None:
+            assert not {"verify", "triton-graphs"} & set(service.get("depends_on", ()))
+    for name in ("verify", "triton-graphs"):
+        assert CPU["services"][name]["restart"] == "no", "nothing of it comes back with the machine"
+
+
+@pytest.mark.parametrize("document", ALL)
+def test_what_verifies_waits_for_the_tritons_that_it_asks_and_both_serve_one_repository(
+    document: dict[str, Any],
+) -> None:
+    verify = document["services"]["verify"]
+    needed = CPU["services"]["verify"]["depends_on"] | verify["depends_on"]
+    checkpoint, output = (
+        next(word for word in document["services"]["export"]["command"] if word.startswith(option))
+        for option in ("--checkpoint=", "--output=")
+    )
+    words = dict(word.removeprefix("--").split("=", 1) for word in verify["command"][2:])
+    assert verify["command"][:2] == ["verify", output.partition("=")[2]]
+    assert f"--checkpoint={words['checkpoint']}" == checkpoint
+    asked = {words[name].partition(":")[0] for name in ("url", "graphs-url") if name in words}
+    assert asked == set(needed) == ({"triton"} if document is CPU else {"triton", "triton-graphs"})
+    assert all(each == {"condition": "service_healthy"} for each in needed.values())
+    assert {words[name].partition(":")[2] for name in ("url", "graphs-url") if name in words} == {"8001"}
+
+
+def test_a_second_triton_differs_in_its_cuda_graphs_alone(triton_help: str) -> None:
+    command = last(stages(DOCKER / "triton.Dockerfile")[0], "CMD")
+    assert command is not None
+    own = CPU["services"]["triton-graphs"]["command"]
+    assert set(own) == {*command.words(), f"--model-config-name={CUDA_GRAPHS}"}
+    assert own[0] == "tritonserver"
+    assert "--model-config-name <" in triton_help
+    apart = ("command", "profiles", "restart")
+    for document in (CPU, GPU, TORCH):
+        first, second = (dict(document["services"][name]) for name in ("triton", "triton-graphs"))
+        for name in apart:
+            first.pop(name, None)
+            second.pop(name, None)
+        assert second == first
+
+
+@pytest.mark.parametrize("document", ALL)
+def test_a_verification_reads_what_it_verifies_and_writes_its_report(document: dict[str, Any]) -> None:
+    verify, export = (document["services"][name] for name in ("verify", "export"))
+    volumes = {each.rsplit(":", 2)[-2 if each.endswith(":ro") else -1]: each for each in verify["volumes"]}
+    assert all(each.endswith(":ro") for path, each in volumes.items() if path != "/reports")
+    checkpoint = {each for each in export["volumes"] if ":/checkpoint" in each}
+    assert {*verify["volumes"]} == {*checkpoint, "models:/models:ro", "reports:/reports"}
+    (report,) = (word.partition("=")[2] for word in verify["command"] if word.startswith("--report="))
+    assert Path(report).parent == Path("/reports")
+    for stage in stages(DOCKER / "export.Dockerfile"):  # a new volume takes the owner of the image's folder
+        assert any("install -d -o 1000 -g 1000 /models /reports" in each.value for each in stage if each.name == "RUN")
+    assert {"models", "reports"} <= set(document["volumes"])
+    assert verify.get("image", "").partition(":")[0] == "multsd-export"
+
+
+def test_the_exporters_working_folder_is_one_that_its_user_may_write_to() -> None:
+    for stage in stages(DOCKER / "export.Dockerfile"):
+        folder = last(stage, "WORKDIR")
+        assert folder is not None
+        assert folder.value == "/models"
+        assert any(f"-o 1000 -g 1000 {folder.value}" in each.value for each in stage if each.name == "RUN")
 
 
 def test_triton_serves_what_the_export_writes() -> None:
@@ -114,18 +187,29 @@ def test_a_stop_waits_longer_than_the_longest_request() -> None:
     assert request < grace < stop["gateway"]
 
 
+def orchestrators_max_running() -> int:
+    """How many requests Triton paints at once."""
+    config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
+    (found,) = re.findall(r'"max_running" value \{ string_value: "(\d+)"', config)
+    return int(found)
+
+
 def test_triton_has_shared_memory_for_large_pictures() -> None:
-    """A picture of the largest size, its masks and a decoded canvas in float32, for every request at work."""
-    most = Settings().max_pixels * (3 + 3 * 4) + Settings().max_mask_pixels
+    """The masks of every request that the gateway hands on, and a picture of the largest size and a decoded canvas in
+    float32 for each that is painted.
+    """
+    masks = Settings().max_running * Settings().max_mask_pixels
+    most = masks + orchestrators_max_running() * Settings().max_pixels * (3 + 3 * 4)
     gigabytes = {
         name: int(each["services"]["triton"]["shm_size"].removesuffix("gb"))
         for name, each in (("cpu", CPU), ("gpu", GPU), ("torch", TORCH))
     }
-    assert all(size * 2**30 > most * Settings().max_running for size in gigabytes.values())
+    assert all(size * 2**30 > most for size in gigabytes.values())
 
 
-def test_the_gpu_goes_to_whoever_builds_engines_and_whoever_serves() -> None:
-    for document, names in ((GPU, {"export", "triton"}), (TORCH, {"triton"})):
+def test_the_gpu_goes_to_whoever_builds_engines_serves_or_verifies() -> None:
+    served = {"triton", "triton-graphs", "verify"}  # torch is the faster for it, and engines are held to it
+    for document, names in ((GPU, {"export", *served}), (TORCH, served)):
         assert {name for name, service in document["services"].items() if "deploy" in service} == names
         for name in names:
             (device,) = document["services"][name]["deploy"]["resources"]["reservations"]["devices"]
@@ -137,6 +221,10 @@ def test_the_torch_profiles_triton_is_built_with_a_torch_for_cuda_and_has_a_tag_
     assert triton["build"]["args"] == {"TORCH_INDEX": ""}, "the default index"
     assert "TORCH_INDEX" in arguments(DOCKER / "triton.Dockerfile")
     assert triton["image"] != CPU["services"]["triton"]["image"]
+    verify = TORCH["services"]["verify"]
+    assert verify["build"]["args"] == {"TORCH_INDEX": ""}
+    assert "TORCH_INDEX" in arguments(DOCKER / "export.Dockerfile")
+    assert verify["image"] not in {CPU["services"]["verify"]["image"], GPU["services"]["verify"]["image"]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

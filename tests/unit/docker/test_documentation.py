@@ -1,8 +1,9 @@
-"""docker/README.md and runbooks.md: every path, image and link that they name is there."""
+"""docker/README.md and runbooks.md: every path, image and link that they name is there; so are export/README.md's."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,17 @@ import pytest
 from multsd_gateway.settings import Settings
 from tests.benchmarks import tritons
 from tests.stand_in.pair import EVENTS, Reply
-from tests.unit.docker.files import DOCKER, DOCKERFILES, PYPROJECT, ROOT, SETTINGS, stages
+from tests.unit.docker.files import (
+    DOCKER,
+    DOCKERFILES,
+    PYPROJECT,
+    ROOT,
+    SETTINGS,
+    check_command,
+    documents,
+    last,
+    stages,
+)
 from tests.unit.docker.kustomize import KUBERNETES, build, containers, find, pods
 
 README = (DOCKER / "README.md").read_text()
@@ -30,7 +41,13 @@ def test_every_link_leads_somewhere(text: str) -> None:
     for link in links:
         path, _, anchor = link.partition("#")
         assert (DOCKER / path).exists(), link
-        assert not anchor or f"## {anchor.replace('-', ' ')}\n" in text.lower(), link
+        assert not anchor or anchor in anchors((DOCKER / path).read_text() if path else text), link
+
+
+def anchors(text: str) -> set[str]:
+    """What a link to a heading of a page ends with."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 @PAGES
@@ -96,6 +113,10 @@ def test_the_command_of_an_upgrade_gives_exporter_and_triton_the_new_release(tmp
     pod = pods(build(tmp_path / apply.split()[-1]))["multsd-triton"]
     releases = [each["value"] for part in containers(pod) for each in part["env"] if each["name"] == "RELEASE"]
     assert releases == ["2", "2"]
+    for task in ("prepare", "verify"):
+        for own in pods(build(tmp_path / "docker" / "kubernetes" / task)).values():
+            variables = {each["name"]: each.get("value") for each in own["containers"][0]["env"]}
+            assert variables["RELEASE"] == "2", task
     assert status.split()[-1] == "statefulset/multsd-triton"
 
 
@@ -152,3 +173,93 @@ def test_the_times_of_draining_are_those_of_the_manifests() -> None:
         f"the longest request takes {longest} s, the gateway has {gateway} s and its pod {pods['gateway']} s; "
         f"Triton has {triton} s and its pod {pods['triton']} s"
     ) in " ".join(README.split())
+
+
+STEPS = (ROOT / "export" / "README.md").read_text().partition("## Engines")[2].partition("\n## ")[0]
+COMPOSE = [documents(DOCKER / name)[0]["services"] for name in ("compose.yaml", "compose.gpu.yaml")]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command in the blocks of a text."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for each in blocks for line in each.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line.partition("  #")[0]) for line in lines]
+
+
+def test_the_steps_of_engines_name_compose_files_and_dockerfiles_that_exist() -> None:
+    (files,) = re.findall(r"^export COMPOSE_FILE=(\S+)$", STEPS, flags=re.MULTILINE)
+    assert files.split(":") == ["docker/compose.yaml", "docker/compose.gpu.yaml"]
+    built = [words for words in commands(STEPS) if words[:2] == ["docker", "build"]]
+    assert len(built) == 2
+    readme = [words for words in commands(README) if words[:2] == ["docker", "build"]]
+    assert all(words in readme for words in built)
+
+
+def test_the_steps_of_engines_start_services_with_command_lines_that_they_take() -> None:
+    started = [words[3:] for words in commands(STEPS) if words[:3] == ["docker", "compose", "run"]]
+    assert len(started) == 4
+    for words in started:
+        if "--entrypoint" in words:  # the report that was written before
+            (report,) = (each.partition("=")[2] for each in COMPOSE[1]["verify"]["command"] if "--report=" in each)
+            assert words[words.index("--entrypoint") + 1 :][:3] == ["cat", "verify", report]
+            continue
+        assert words[0] == "--rm"
+        service, *line = words[1:]
+        check_command("multsd-export", line or COMPOSE[1][service]["command"])
+
+
+def test_without_compose_the_same_is_started_with_the_same_settings() -> None:
+    runs = [words for words in commands(STEPS) if words[:2] == ["docker", "run"]]
+    tritons = {words[words.index("--name") + 1]: words for words in runs if "--name" in words}
+    assert set(tritons) == {"triton", "triton-graphs"}
+    for name, words in tritons.items():
+        image = COMPOSE[0][name]["image"]
+        assert words[words.index(image) + 1 :] == COMPOSE[0][name].get("command", [])
+        assert words[words.index("--shm-size") + 1] + "b" == COMPOSE[1][name]["shm_size"]
+        assert f"--tmpfs {COMPOSE[0][name]['tmpfs'][0]}" in " ".join(words)
+    image = COMPOSE[1]["export"]["image"]
+    lines = [words[words.index(image) + 1 :] for words in runs if image in words]
+    assert len(lines) == 3
+    assert [COMPOSE[1][each]["command"] for each in ("export", "verify")] == [lines[0], lines[2]]
+    for words in (words for words in runs if image in words):
+        check_command("multsd-export", words[words.index(image) + 1 :])
+        assert {"--rm", "--read-only", "--gpus"} <= set(words)
+        assert f"--tmpfs {COMPOSE[0]['export']['tmpfs'][0]}" in " ".join(words)
+        mounts = {words[number + 1].split(":")[1] for number, each in enumerate(words) if each == "-v"}
+        assert mounts <= {"/checkpoint", "/models", "/reports"}
+    volumes = {each["name"] for each in documents(DOCKER / "compose.gpu.yaml")[0]["volumes"].values()}
+    named = {words[n + 1].split(":")[0] for words in runs for n, each in enumerate(words) if each == "-v"}
+    assert named - {"$CHECKPOINT"} == volumes
+
+
+def test_the_image_of_the_exporter_starts_it_so_that_options_follow_its_name() -> None:
+    for stage in stages(DOCKER / "export.Dockerfile"):
+        entry = last(stage, "ENTRYPOINT")
+        assert entry is not None
+        assert entry.words()[0] == "multsd-export"
+        check_command("multsd-export", [*entry.words()[1:], *COMPOSE[1]["export"]["command"]])
+
+
+@pytest.mark.parametrize("task", ["prepare", "verify"])
+def test_the_commands_of_a_task_are_those_of_its_file_and_wait_for_what_it_makes(task: str) -> None:
+    folder = KUBERNETES / task
+    comment = re.findall(r"^#   (kubectl .+)$", (folder / "kustomization.yaml").read_text(), flags=re.MULTILINE)
+    lines = block("kubectl apply -k docker/kubernetes/verify" if task == "verify" else "kubectl -n multsd apply -f ")
+    assert lines == comment
+    objects = build(folder)
+    job = find(objects, "Job", f"multsd-{task}")
+    assert lines[-2] == f"kubectl -n multsd logs -f job/{job['metadata']['name']}"
+    (selector,) = (line.split(" -l ")[1] for line in lines if " wait " in line)
+    assert dict([selector.split("=")]).items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    for line in lines:
+        if "rollout status" in line:
+            find(objects, "Deployment", line.rpartition("/")[2])
+    assert lines[-1] == f"kubectl delete -k docker/kubernetes/{task}"
+
+
+def test_the_memory_of_an_export_is_that_of_the_manifests() -> None:
+    (export,) = pods(build(KUBERNETES / "overlays" / "gpu-tensorrt"))["multsd-triton"]["initContainers"]
+    asked, most = (export["resources"][each]["memory"] for each in ("requests", "limits"))
+    assert f"{asked} are asked for" in README
+    assert f"{most} are the margin" in README
+    assert f"{asked}, at most {most}, in the init container" in README

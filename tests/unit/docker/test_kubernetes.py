@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tritonclient.grpc as grpcclient
 import yaml  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException
 
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.networks import networks_of
+from multsd_export.onnx_export import form_of
+from multsd_export.profiles import CUDA_GRAPHS, PROFILES, Precision, ProfileName, Served
 from multsd_gateway.app import PATHS
 from multsd_gateway.settings import Settings
 from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, check_command, documents, last, program, stages
@@ -29,8 +37,22 @@ def overlay(name: str) -> list[Object]:
 
 
 KEDA = find(overlay("autoscaling"), "ScaledObject", TRITON)["spec"]
+TASKS = ("prepare", "verify")  # kustomizations beside the overlays, each with a Job
+VERIFY, GRAPHS = "multsd-verify", "multsd-triton-graphs"
 
 each_overlay = pytest.mark.parametrize("name", OVERLAYS)
+each_task = pytest.mark.parametrize("name", TASKS)
+
+
+@cache
+def task(name: str) -> list[Object]:
+    """The objects of a task's kustomization; not to be changed."""
+    return build(KUBERNETES / name)
+
+
+def job_pod(name: str) -> Object:
+    """The pod of a task's Job."""
+    return pods(task(name))[f"multsd-{name}"]
 
 
 def settings_of(name: str) -> dict[str, str]:
@@ -58,12 +80,12 @@ def test_every_file_beside_a_kustomization_is_part_of_it(path: Path) -> None:
     assert beside == listed
 
 
-@each_overlay
-def test_kubectl_builds_what_this_projects_reader_builds(name: str) -> None:
+@pytest.mark.parametrize("folder", [*(f"overlays/{name}" for name in OVERLAYS), *TASKS])
+def test_kubectl_builds_what_this_projects_reader_builds(folder: str) -> None:
     kubectl = program("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
-    command = [kubectl, "kustomize", str(KUBERNETES / "overlays" / name)]
+    command = [kubectl, "kustomize", str(KUBERNETES / folder)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     text = re.sub(rf"(name: {GATEWAY})-[a-z0-9]{{10}}$", r"\1", ended.stdout, flags=re.MULTILINE)
@@ -76,7 +98,7 @@ def test_kubectl_builds_what_this_projects_reader_builds(name: str) -> None:
     def key(each: Object) -> tuple[str, str]:
         return each["kind"], each["metadata"]["name"]
 
-    assert sorted(built, key=key) == sorted(overlay(name), key=key)
+    assert sorted(built, key=key) == sorted(build(KUBERNETES / folder), key=key)
 
 
 @each_overlay
@@ -92,10 +114,35 @@ def test_every_object_fits_kubernetes_schemas(name: str, version: str) -> None:
         kubernetes_validate.validate(wrong, version, strict=True)
 
 
+@each_task
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_object_of_a_task_fits_kubernetes_schemas(name: str, version: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for each in task(name):
+        kubernetes_validate.validate(each, version, strict=True)
+
+
 @each_overlay
 def test_every_pod_is_restricted(name: str) -> None:
     described = pods(overlay(name))
     assert set(described) == {TRITON, GATEWAY}
+    check_restricted(described)
+    labels = find(overlay(name), "Namespace", "multsd")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@each_task
+def test_every_pod_of_a_task_is_restricted_and_mounts_what_it_has(name: str) -> None:
+    described = pods(task(name))
+    assert set(described) == ({VERIFY, GRAPHS} if name == "verify" else {"multsd-prepare"})
+    check_restricted(described)
+    for pod in described.values():
+        mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def check_restricted(described: dict[str, Object]) -> None:
+    """What the namespace demands of every pod, and more."""
     for pod in described.values():
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "a Service's variables would begin as the settings do"
@@ -112,8 +159,6 @@ def test_every_pod_is_restricted(name: str) -> None:
             }
             assert "memory" in container["resources"]["limits"]
             assert "cpu" in container["resources"]["requests"]
-    labels = find(overlay(name), "Namespace", "multsd")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @each_overlay
@@ -289,7 +334,7 @@ STRANGERS = [
     *(
         Peer(namespace, {key: value for key, value in ((NAME, own), (PART, part)) if value})
         for namespace in ("multsd", PROMETHEUS_NAMESPACE, "kube-system", "default")
-        for own in ("", TRITON, GATEWAY, "prometheus", "other")
+        for own in ("", TRITON, GATEWAY, VERIFY, GRAPHS, "prometheus", "other")
         for part in ("", "multsd")
     ),
 ]
@@ -308,7 +353,9 @@ def own_pod(objects: list[Object], workload: str) -> Peer:
         for each in objects
         if "template" in each.get("spec", {}) and each["metadata"]["name"] == workload
     )
-    ports = {port["name"]: port["containerPort"] for each in template["spec"]["containers"] for port in each["ports"]}
+    ports = {
+        port["name"]: port["containerPort"] for each in template["spec"]["containers"] for port in each.get("ports", ())
+    }
     return Peer("multsd", template["metadata"]["labels"], ports=ports)
 
 
@@ -329,7 +376,7 @@ def who_reaches(objects: list[Object], workload: str) -> set[tuple[str, str, int
 def what_it_reaches(objects: list[Object], workload: str) -> set[tuple[str, str, int, str]]:
     """Namespace (else address) and name of what a workload's pods may ask, with port and protocol."""
     source = own_pod(objects, workload)
-    targets = [*STRANGERS, own_pod(objects, TRITON), own_pod(objects, GATEWAY)]
+    targets = [*STRANGERS, *(own_pod(objects, each) for each in pods(objects))]
     return {
         (target.namespace or target.address, next(iter(target.labels.values()), ""), port, protocol)
         for target in targets
@@ -414,6 +461,30 @@ def test_a_policy_that_opens_the_gateways_way_out_is_noticed() -> None:
 def test_a_policy_that_selects_nothing_here_changes_nothing() -> None:
     elsewhere = policy({"matchExpressions": [{"key": NAME, "operator": "DoesNotExist"}]}, ingress=[{}], egress=[{}])
     assert who_reaches([*overlay("cpu-demo"), elsewhere], TRITON) == TRITONS_CALLERS
+
+
+VERIFIED = ("gpu-tensorrt", "autoscaling", "autoscaling-hpa")  # whose repository lies on a volume
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_a_verification_reaches_both_tritons_and_opens_them_to_nobody_else(name: str) -> None:
+    objects = [*overlay(name), *task("verify")]
+    own = ("multsd", VERIFY, 8001, "TCP")
+    assert who_reaches(objects, TRITON) == TRITONS_CALLERS | {own}
+    assert who_reaches(objects, GRAPHS) == {own}
+    assert who_reaches(objects, VERIFY) == set()
+    assert what_it_reaches(objects, VERIFY) == {("multsd", each, 8001, "TCP") for each in (TRITON, GRAPHS)} | DNS
+    assert what_it_reaches(objects, GATEWAY) == what_it_reaches(overlay(name), GATEWAY)
+    assert what_it_reaches(objects, TRITON) == what_it_reaches(objects, GRAPHS) == set()
+    for source, port in ((own_pod(objects, VERIFY), 8001), (own_pod(objects, VERIFY), 8002)):
+        for target in (own_pod(objects, TRITON), own_pod(objects, GRAPHS)):
+            through = comes_in(policies_of(objects), source, target, port)
+            assert (through and goes_out(policies_of(objects), source, target, port)) is (port == 8001)
+
+
+def test_preparing_reaches_nothing_and_nobody_reaches_it() -> None:
+    objects = [*overlay("gpu-tensorrt"), *task("prepare")]
+    assert who_reaches(objects, "multsd-prepare") == what_it_reaches(objects, "multsd-prepare") == set()
 
 
 @each_overlay
@@ -516,6 +587,130 @@ def test_every_variable_in_arguments_is_defined_before(name: str) -> None:
         assert all(values[each] for each in used - {"ADMINISTRATION_KEY"})
 
 
+@pytest.mark.parametrize("name", VERIFIED)
+def test_the_second_triton_differs_from_the_first_in_its_cuda_graphs_alone(name: str, triton_help: str) -> None:
+    first, second = triton_pod(name), pods(task("verify"))[GRAPHS]
+    (one,), (other,) = first["containers"], second["containers"]
+    assert set(other["args"]) == {*one["args"], f"--model-config-name={CUDA_GRAPHS}"}
+    assert "--model-config-name <" in triton_help
+    assert {**other, "args": one["args"]} == one
+    apart = {"initContainers", "containers", "volumes", "topologySpreadConstraints"}
+    assert {key: value for key, value in first.items() if key not in apart} == {
+        key: value for key, value in second.items() if key not in apart
+    }
+    assert second["volumes"] == [each for each in first["volumes"] if each["name"] != "checkpoint"]
+    (policy,) = (each for each in task("verify") if each["metadata"]["name"] == "multsd-triton-verify")
+    labels = find(task("verify"), "Deployment", GRAPHS)["spec"]["template"]["metadata"]["labels"]
+    assert not find(overlay(name), "Service", TRITON)["spec"]["selector"].items() <= labels.items(), "no gateway's"
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_a_verification_looks_at_what_the_overlay_serves(name: str) -> None:
+    (export,) = triton_pod(name)["initContainers"]
+    (verify,) = job_pod("verify")["containers"]
+    check_command("multsd-export", verify["args"])
+    for release in ("1", "2"):
+        made = dict(word[2:].split("=") for word in arguments_of_release(export, release))
+        command, repository, *options = arguments_of_release(verify, release)
+        words = dict(word[2:].split("=") for word in options)
+        assert (command, repository) == ("verify", made["output"])
+        assert words["checkpoint"] == made["checkpoint"]
+    assert verify["env"] == [find_variable(export, each) for each in ("GPU_KIND", "RELEASE")]
+    service = find(task("verify"), "Service", GRAPHS)["spec"]
+    assert words["url"] == settings_of(name)["MULTSD_TRITON_URL"].split(",")[0]
+    assert words["graphs-url"] == f"{GRAPHS}:{service['ports'][0]['port']}"
+    assert not service.get("publishNotReadyAddresses")
+    (report,) = (each for each in verify["volumeMounts"] if not each.get("readOnly") and each["name"] != "temporary")
+    assert report == {"name": "models", "mountPath": "/reports", "subPathExpr": "$(GPU_KIND)/$(RELEASE)"}
+    assert Path(words["report"]).parent == Path(report["mountPath"])
+    assert f"/models/{report['subPathExpr']}/" in verify["args"][1]
+    for field in ("tolerations", "affinity"):
+        assert job_pod("verify")[field] == triton_pod(name)[field], "a GPU of the same kind"
+    assert verify["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    check_claims("verify", name)
+
+
+def test_a_verification_waits_for_both_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
+    (wait,) = job_pod("verify")["initContainers"]
+    (verify,) = job_pod("verify")["containers"]
+    urls = [word.partition("=")[2] for word in verify["args"] if word.startswith(("--url=", "--graphs-url="))]
+    assert wait["args"] == urls
+    *start, script = wait["command"]
+    assert start == ["python3", "-c"]
+    answers = iter([InferenceServerException("away"), False, True, InferenceServerException("away"), True])
+    asked: list[str] = []
+
+    class Client:
+        def __init__(self, url: str) -> None:
+            asked.append(url)
+
+        def is_server_ready(self, *, client_timeout: float) -> bool:
+            assert client_timeout > 0
+            answer = next(answers)
+            if isinstance(answer, InferenceServerException):
+                raise answer
+            return bool(answer)
+
+    assert "client_timeout" in inspect.signature(grpcclient.InferenceServerClient.is_server_ready).parameters
+    monkeypatch.setattr(grpcclient, "InferenceServerClient", Client)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["-c", *wait["args"]])
+    exec(script, {})  # noqa: S102 - the manifest's own
+    assert asked == [urls[0]] * 3 + [urls[1]] * 2
+    assert next(answers, None) is None
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+def test_preparing_makes_what_the_overlays_exporter_then_finds(name: str) -> None:
+    (export,) = triton_pod(name)["initContainers"]
+    (prepare,) = job_pod("prepare")["containers"]
+    check_command("multsd-export", prepare["args"])
+    assert prepare["image"] == export["image"], "versions of packages are part of what an ONNX file is made from"
+    for release in ("1", "2"):
+        made, found = (
+            dict(word[2:].split("=") for word in arguments_of_release(e, release)) for e in (prepare, export)
+        )
+        assert made.pop("output") != found.pop("output")
+        assert PROFILES[ProfileName(made.pop("profile"))].served is Served.ONNX
+        assert made.pop("precision") == PROFILES[ProfileName(found.pop("profile"))].precision
+        assert made == found, "checkpoint and work folder"
+    checkpoint = read_checkpoint(ROOT / "export" / "demo_checkpoint" / "checkpoint")
+    same = {
+        each.name for each in networks_of(checkpoint, Precision.FP16) if len({form_of(each, s) for s in SERVED}) == 1
+    }
+    assert same == {"text_encoder", "unet"}, "a VAE has a form of its own for engines"
+    assert "nvidia.com/gpu" not in prepare["resources"]["limits"]
+    assert {
+        "requests": prepare["resources"]["requests"]["memory"],
+        "limits": prepare["resources"]["limits"]["memory"],
+    } == {key: value["memory"] for key, value in export["resources"].items()}
+    check_claims("prepare", name)
+
+
+SERVED = (Served.ONNX, Served.ENGINE)
+
+
+def find_variable(container: Object, name: str) -> Object:
+    """A container's variable."""
+    (found,) = (each for each in container["env"] if each["name"] == name)
+    return dict(found)
+
+
+def check_claims(task_name: str, overlay_name: str) -> None:
+    """A task's claims are volumes of the overlay."""
+    claims = {each["metadata"]["name"] for each in overlay(overlay_name) if each["kind"] == "PersistentVolumeClaim"}
+    for pod in pods(task(task_name)).values():
+        used = claims_of(pod)
+        assert {each["claimName"] for each in used} <= claims
+        assert all(each in claims_of(triton_pod(overlay_name)) for each in used)
+
+
+def claims_of(pod: Object) -> list[Object]:
+    """The claims that a pod mounts, with how."""
+    return [each["persistentVolumeClaim"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
+
+
 def test_the_engines_of_all_replicas_are_shared() -> None:
     (models,) = (
         each["spec"]
@@ -526,7 +721,8 @@ def test_the_engines_of_all_replicas_are_shared() -> None:
 
 
 def test_no_manifest_holds_a_secret() -> None:
-    assert not any(each["kind"] == "Secret" for name in OVERLAYS for each in overlay(name))
+    objects = [*(overlay(name) for name in OVERLAYS), *(task(name) for name in TASKS)]
+    assert not any(each["kind"] == "Secret" for some in objects for each in some)
 
 
 def test_no_manifest_names_the_wheels_triton() -> None:

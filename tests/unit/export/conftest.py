@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from multsd_export import pipeline
+from multsd_export.engines import artefact
+from multsd_export.engines.machine import Machine
+from multsd_export.errors import EngineError
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import CPU, Precision
+from multsd_export.profiles import CPU, TENSORRT, Precision
 from tests.small_checkpoints import STRUCTURES, kept_onnx, write_small_checkpoint, write_tokenizer
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
@@ -95,6 +99,23 @@ def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     options = Options(checkpoint_folder, folder / "output", repository, folder / "work_dir", CPU)
     assert export(options, quiet)
     return Exported(options)
+
+
+@pytest.fixture(scope="session")
+def exported_for_engines(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An export to engines in full precision, stopped when everything but the engines was there. Read only."""
+
+    def stop(*_: object) -> None:
+        raise EngineError("enough")
+
+    copied = exported.copy(tmp_path_factory.mktemp("engines"))
+    options = replace(copied, output=copied.output.with_name("engines"), profile=TENSORRT, precision=Precision.FP32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "this_machine", lambda: Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0"))
+        patch.setattr(artefact, "build_engine", stop)
+        with pytest.raises(EngineError, match="enough"):
+            export(options, quiet)
+    return Exported(replace(options, output=copied.output))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ TensorRT itself does not run here: its builder is replaced by a file, or by one 
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -18,10 +19,10 @@ from typer.testing import CliRunner
 
 from multsd_export import pipeline
 from multsd_export.cli import app
-from multsd_export.engines import artefact, builder, machine
+from multsd_export.engines import artefact, machine
 from multsd_export.engines.machine import Machine
 from multsd_export.engines.progress import PhaseTree
-from multsd_export.engines.record import check_engines
+from multsd_export.engines.record import Rebuild, check_engines
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.engines.shapes import ShapeRange
 from multsd_export.errors import EngineError
@@ -33,6 +34,7 @@ from .conftest import WINDOW, Exported
 
 H100 = Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0")
 L4 = Machine("11.4.0.106", "NVIDIA L4", "8.9")
+REBUILD = Rebuild("/checkpoint", "tensorrt", "fp16", [], "/contracts", "/kept", 3, None)
 NETWORKS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 TILE = 128
 Progress = Callable[[str, float], None]
@@ -57,10 +59,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def options(exported: Exported, tmp_path: Path) -> Options:
+def options(exported_for_engines: Exported, tmp_path: Path) -> Options:
     """ONNX files are there already; engines are not."""
-    copied = exported.copy(tmp_path)
-    return replace(copied, output=tmp_path / "engines", profile=TENSORRT, precision=Precision.FP32)
+    return replace(exported_for_engines.copy(tmp_path), output=tmp_path / "engines")
 
 
 def configs(output: Path) -> Mapping[str, Any]:
@@ -126,6 +127,16 @@ def test_configurations_say_what_the_engines_are(options: Options, built: list[s
         assert list(served[name].dynamic_batching.preferred_batch_size) == [served[name].max_batch_size]
     for name in ("multidiffusion", "multidiffusion_unary"):
         assert served[name].backend == "python"
+
+
+def test_the_preferred_batch_follows_from_the_contract(options: Options, built: list[str]) -> None:
+    file = options.repository / "unet" / "config.pbtxt"
+    file.write_text(file.read_text().replace("max_batch_size: 16", "max_batch_size: 4"))
+    export(options, lambda *_: None)
+    assert built
+    served = configs(options.output)
+    preferred = {name: list(served[name].dynamic_batching.preferred_batch_size) for name in NETWORKS}
+    assert preferred == {"text_encoder": [16], "unet": [4], "vae_decoder": [], "vae_encoder": []}
 
 
 def test_queues_hold_what_the_orchestrator_may_have_under_way(options: Options, built: list[str]) -> None:
@@ -206,6 +217,7 @@ def test_the_manifest_records_machine_precision_and_graph(options: Options, buil
     assert unet["precision"] == "fp32"
     assert unet["settings"] == {"optimization_level": 3, "workspace_mib": None}
     assert set(unet["onnx"]) == {"model.onnx"}
+    assert Rebuild(**manifest["rebuild"]) == options.rebuild()
     assert "unet/1/model.plan" in manifest["files"]
 
 
@@ -246,17 +258,86 @@ def test_an_engine_of_another_machine_is_refused_with_the_command_that_builds_it
     export(options, lambda *_: None)
     assert built
     manifest = read_manifest(options.output) or {}
-    check_engines(manifest, H100, options.output, "checkpoint")
-    check_engines(manifest, replace(H100, gpu="NVIDIA H200"), options.output, "checkpoint")
+    check_engines(manifest, H100, options.output)
     with pytest.raises(EngineError) as refused:
         check_engines(manifest, L4, options.output, "checkpoint")
     assert str(refused.value) == (
-        "text_encoder: the engine was built for compute_capability 9.0 (NVIDIA H100 80GB HBM3), this machine has 8.9 "
-        f"(NVIDIA L4); build it again here: multsd-export --checkpoint checkpoint --output {options.output} "
-        "--profile tensorrt"
+        "text_encoder: the engine was built with TensorRT 11.4.0.106 on NVIDIA H100 80GB HBM3 (compute capability 9.0)"
+        ", here is TensorRT 11.4.0.106 on NVIDIA L4 (compute capability 8.9); build it again here: multsd-export "
+        f"--checkpoint checkpoint --output {options.output} --profile tensorrt --precision fp32 --optimization-level 3 "
+        f"--repository {options.repository} --work-dir {options.work_dir}"
     )
-    with pytest.raises(EngineError, match=r"built for tensorrt 11\.4\.0\.106 .*, this machine has 11\.5\.0\.1"):
-        check_engines(manifest, replace(H100, tensorrt="11.5.0.1"), options.output, "checkpoint")
+    with pytest.raises(EngineError, match=r"built with TensorRT 11\.4\.0\.106 .*, here is TensorRT 11\.5\.0\.1 on"):
+        check_engines(manifest, replace(H100, tensorrt="11.5.0.1"), options.output)
+
+
+@pytest.mark.parametrize(
+    ("built_on", "here"),
+    [
+        (Machine("11.4.0.106", "NVIDIA L40S", "8.9"), L4),
+        (H100, replace(H100, gpu="NVIDIA H100 PCIe")),
+        (H100, replace(H100, gpu="NVIDIA H100 80GB HBM3 MIG 1g.10gb")),
+    ],
+)
+def test_an_engine_of_another_gpu_with_the_same_compute_capability_is_refused(built_on: Machine, here: Machine) -> None:
+    manifest = {"engines": {"unet": asdict(built_on)}, "rebuild": asdict(REBUILD)}
+    with pytest.raises(EngineError, match=f"{here.gpu} .*; build it again here: multsd-export "):
+        check_engines(manifest, here, Path("repository"))
+
+
+class CapturedError(Exception):
+    """Ends an export that only its options are wanted of."""
+
+
+def exported_options(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Options:
+    """What the command line asks for."""
+    asked: list[Options] = []
+
+    def capture(options: Options, _progress: Any) -> bool:
+        asked.append(options)
+        raise CapturedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("multsd_export.cli.export", capture)
+        assert command[0] == "multsd-export"
+        result = CliRunner().invoke(app, command[1:])
+    assert isinstance(result.exception, CapturedError), result.output
+    return asked[0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--optimization-level", "5", "--workspace-mib", "4096", "--precision", "fp32"],
+        ["--lora", "pixel art.safetensors:0.8", "--lora", "plain.safetensors"],
+    ],
+)
+def test_the_command_that_builds_again_asks_for_what_was_exported(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "check point").mkdir()
+    for name in ("pixel art.safetensors", "plain.safetensors"):
+        (tmp_path / name).write_bytes(b"weights")
+    arguments = ["--checkpoint", "check point", "--profile", "tensorrt", "--work-dir", "kept files"]
+    first = exported_options(["multsd-export", *arguments, "--output", str(tmp_path / "my models"), *more], monkeypatch)
+    rebuild = first.rebuild()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = exported_options(shlex.split(rebuild.command(first.output)), monkeypatch)
+    assert again.rebuild() == rebuild
+    assert [lora.record() for lora in again.loras] == [lora.record() for lora in first.loras]
+    assert (again.engines, again.output, again.profile) == (first.engines, first.output, first.profile)
+    assert again.precision == (first.precision or TENSORRT.precision)
+    assert again.checkpoint == tmp_path / "check point"
+    assert (again.repository, again.work_dir) == (tmp_path / "model_repository", tmp_path / "kept files")
+
+
+def test_the_command_names_a_hub_repository_as_it_was_named() -> None:
+    named = f"owner/model@{'a' * 40}"
+    options = Options(Path("/cache/snapshot"), Path("out"), Path("r"), Path("w"), TENSORRT, hub_checkpoint=named)
+    assert f"--checkpoint {named} --output out " in options.rebuild().command(options.output)
 
 
 def test_check_engines_needs_a_composed_repository(tmp_path: Path) -> None:
@@ -283,7 +364,7 @@ def test_check_engines_says_for_which_machine_they_are(
     monkeypatch.setattr("multsd_export.cli.this_machine", lambda: L4)
     result = CliRunner().invoke(app, ["check-engines", str(options.output)])
     assert result.exit_code == 1
-    assert "build it again here: multsd-export --checkpoint checkpoint --output" in result.output
+    assert f"build it again here: multsd-export --checkpoint {options.checkpoint} --output" in result.output
 
 
 def test_a_manifest_of_another_format_is_refused(exported: Exported, tmp_path: Path) -> None:
@@ -292,47 +373,7 @@ def test_a_manifest_of_another_format_is_refused(exported: Exported, tmp_path: P
     (output / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
     result = CliRunner().invoke(app, ["check-engines", str(output)])
     assert result.exit_code == 1
-    assert "the manifest's format is 1, expected 3; compose it again." in result.output
-
-
-class Parser:
-    """A parser that finds two faults."""
-
-    num_errors = 2
-
-    def __init__(self, _network: Any, _logger: Any) -> None: ...
-
-    def parse_from_file(self, _file: str) -> bool:
-        return False
-
-    def get_error(self, index: int) -> Any:
-        facts = {
-            "node": index,
-            "node_name": f"node_{index}",
-            "node_operator": "Einsum",
-            "desc": f"fault {index}",
-            "code": "UNSUPPORTED_NODE",
-            "func": "parseNode",
-            "file": "ModelImporter.cpp",
-            "line": 7,
-        }
-        return SimpleNamespace(**{name: lambda value=value: value for name, value in facts.items()})
-
-
-def test_every_error_of_the_parser_is_shown_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    base = type("Base", (), {})
-    network_maker = SimpleNamespace(create_network=lambda: None)
-    trt = SimpleNamespace(ILogger=base, Builder=lambda _logger: network_maker, OnnxParser=Parser)
-    monkeypatch.setattr(builder, "import_tensorrt", lambda: trt)
-    with pytest.raises(EngineError) as refused:
-        builder.build_engine(
-            tmp_path / "model.onnx", tmp_path / "plan", {}, EngineSettings(), tmp_path / "cache", lambda _: None
-        )
-    assert str(refused.value).splitlines() == [
-        f"{tmp_path / 'model.onnx'}: TensorRT's parser refuses the graph:",
-        "  node 0 'node_0' (Einsum): fault 0 [UNSUPPORTED_NODE in parseNode, ModelImporter.cpp:7]",
-        "  node 1 'node_1' (Einsum): fault 1 [UNSUPPORTED_NODE in parseNode, ModelImporter.cpp:7]",
-    ]
+    assert "the manifest's format is 1, expected 4; compose it again." in result.output
 
 
 def test_progress_follows_the_innermost_phase_and_never_falls() -> None:

@@ -1,17 +1,30 @@
 """The exported graphs: plain ONNX, the opset that TensorRT reads, and rows that do not depend on their batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from multsd_export.checkpoint import read_checkpoint
-from multsd_export.networks import networks_of
-from multsd_export.onnx_export import DATA_FILE, dynamic_shapes, make_means_row_independent, save
-from multsd_export.parity import open_session
+from multsd_export.modules import Wrapper
+from multsd_export.networks import DTYPES, Network, networks_of
+from multsd_export.onnx_export import (
+    DATA_FILE,
+    Form,
+    dynamic_shapes,
+    export_onnx,
+    form_of,
+    make_means_row_independent,
+    save,
+    write_staged,
+)
+from multsd_export.parity import measure_parity, open_session
+from multsd_export.profiles import Precision, Served
 
 from .conftest import WINDOW, Exported
 
@@ -98,6 +111,70 @@ def test_a_mean_over_another_axis_is_left_alone() -> None:
     model = mean_model(axis=2)
     make_means_row_independent(model)
     assert [node.op_type for node in model.graph] == ["ReduceMean"]
+
+
+class Normalising(Wrapper):
+    """A picture's group norm, and attention's over its tokens, as a VAE has them."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.norm, self.dtype = torch.nn.GroupNorm(2, 4), torch.float32
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        picture = self.norm(sample.to(self.norm.weight.dtype))
+        tokens: torch.Tensor = self.norm(picture.flatten(2))
+        return tokens.view(picture.shape).float()
+
+
+def normalising(checkpoint_folder: Path, precision: Precision) -> Network:
+    decoder = next(
+        each for each in networks_of(read_checkpoint(checkpoint_folder), precision) if each.name == "vae_decoder"
+    )
+    return replace(decoder, wrapper=Normalising, load=lambda dtype: Normalising().to(dtype).eval())
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_group_norms_of_whole_pictures_are_torchs_in_onnx_runtime(
+    checkpoint_folder: Path, tmp_path: Path, precision: Precision
+) -> None:
+    """The values are far from zero, where float32 loses most; the sides are odd and others than the export's."""
+    network = normalising(checkpoint_folder, precision)
+    module = network.load(DTYPES[precision])
+    generator = torch.Generator().manual_seed(0)
+    export_onnx(network, module, (torch.randn(2, 4, 8, 16, generator=generator),), tmp_path, Form.STAGED)
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert "InstanceNormalization" not in operators
+    assert operators.count("ReduceMean") == 8
+    pictures = [(torch.randn(1, 4, *sides, generator=generator) + 8,) for sides in ((1023, 767), (9, 23))]
+    found = measure_parity(network, module.float(), tmp_path / "model.onnx", pictures)
+    assert found.relative_error < {Precision.FP32: 1e-5, Precision.FP16: 5e-3}[precision]
+
+
+def test_tensorrt_is_given_the_operator_that_it_has_a_kernel_for(checkpoint_folder: Path, tmp_path: Path) -> None:
+    network = normalising(checkpoint_folder, Precision.FP32)
+    plain, staged = tmp_path / "plain", tmp_path / "staged"
+    plain.mkdir()
+    staged.mkdir()
+    sample = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    export_onnx(network, network.load(torch.float32), (sample,), plain, form_of(network, Served.ENGINE))
+    operators = [node.op_type for node in onnx.load(plain / "model.onnx").graph.node]
+    assert operators.count("InstanceNormalization") == 2
+    write_staged(plain / "model.onnx", staged)
+    answers = [
+        open_session(file).run(None, {"latent_sample": sample.numpy()})[0]
+        for file in (plain / "model.onnx", staged / "model.onnx")
+    ]
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_onnx_runtime_serves_of_whole_pictures_is_staged(checkpoint_folder: Path) -> None:
+    forms = {
+        (network.name, served): form_of(network, served)
+        for network in networks_of(read_checkpoint(checkpoint_folder))
+        for served in (Served.ONNX, Served.ENGINE)
+    }
+    staged = {key for key, form in forms.items() if form is Form.STAGED}
+    assert staged == {("vae_decoder", Served.ONNX), ("vae_encoder", Served.ONNX)}
 
 
 def test_a_shared_axis_is_named_once(checkpoint_folder: Path) -> None:

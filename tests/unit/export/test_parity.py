@@ -1,5 +1,6 @@
 """An exported network that computes something else than torch does not pass."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,15 @@ def test_a_tampered_network_fails_naming_network_figure_and_limit(exported: Expo
     onnx.save(tampered, tmp_path / "model.onnx")
     with pytest.raises(ParityError, match=r"^text_encoder: .* differs from torch by \S+ .* the limit is 0.0001\.$"):
         compare_text_encoder(exported, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("window", "side"), [(16, 16), (64, 64), (128, 64)])
+def test_a_vae_is_compared_at_a_whole_window_where_its_sums_are_large(
+    checkpoint_folder: Path, window: int, side: int
+) -> None:
+    """At 64 cells at most: beyond, the comparison would take longer than the export."""
+    checkpoint = replace(read_checkpoint(checkpoint_folder), window=window)
+    networks = {network.name: network for network in networks_of(checkpoint)}
+    for name, cell in (("vae_decoder", 1), ("vae_encoder", 8)):
+        sides = [inputs[0].shape[2:] for inputs in networks[name].draw(torch.Generator().manual_seed(0))]
+        assert (side * cell, side * cell) in sides

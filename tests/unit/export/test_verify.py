@@ -1,8 +1,12 @@
 """The faults that a verification is to find, shown by servers that have them. A real Triton is in tests/integration."""
 
+import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.cli import app
 from multsd_export.engines.machine import Machine
-from multsd_export.errors import ServerError
+from multsd_export.engines.record import Rebuild
+from multsd_export.errors import NoAnswerError, ServerError, TorchError
 from multsd_export.modules import Wrapper
 from multsd_export.networks import Network, networks_of
-from multsd_export.profiles import Precision
+from multsd_export.profiles import Device, Precision
 from multsd_export.verify import networks, run
 from multsd_export.verify.networks import Served, network_batches, verify_network
 from multsd_export.verify.picture import psnr, verify_graphs_picture
-from multsd_export.verify.report import Check, Report
-from multsd_export.verify.run import Verification
+from multsd_export.verify.reference import ACTIVATION_BYTES, Reference, choose_device
+from multsd_export.verify.report import Check, Report, Speed
+from multsd_export.verify.run import Session, Verification
 from multsd_export.verify.server import Server
 
 Array = npt.NDArray[Any]
@@ -111,9 +118,12 @@ NETWORK = Network(
 )
 
 
+REFERENCE = Reference([NETWORK], torch.device("cpu"))
+
+
 def failures(server: Server) -> set[str]:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    checks, speeds = verify_network(Served(NETWORK, Doubling(), torch.device("cpu"), server, BATCH), [rows])
+    checks, speeds = verify_network(Served(NETWORK, REFERENCE, server, BATCH), [rows])
     assert [speed.batch_size for speed in speeds] == ([] if isinstance(server, Down) else [1, 2, 3, 4])
     return {check.name for check in checks if check.passed is False}
 
@@ -155,7 +165,7 @@ class ForgetsTheFirst(DoublingServer):
 
 def consistency(server: Server, *, cuda_graphs: bool) -> Check:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(NETWORK, Doubling(), torch.device("cpu"), server, BATCH, cuda_graphs)
+    served = Served(NETWORK, REFERENCE, server, BATCH, cuda_graphs)
     (check,) = (each for each in verify_network(served, [rows])[0] if each.name == CONSISTENT)
     return check
 
@@ -169,7 +179,7 @@ def test_with_cuda_graphs_every_batch_size_is_asked_for_its_previous_result() ->
 
 def test_a_is_asked_once_more_after_everything_else() -> None:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(NETWORK, Doubling(), torch.device("cpu"), ForgetsTheFirst(), BATCH)
+    served = Served(NETWORK, REFERENCE, ForgetsTheFirst(), BATCH)
     check = networks._consistent(served, [rows])
     assert (check.passed, check.detail) == (False, "A's last answer differs (batch of 1)")
 
@@ -221,8 +231,9 @@ def test_a_picture_with_cuda_graphs_is_held_to_the_one_without() -> None:
 
 def engines_check(checkpoint_folder: Path) -> Check:
     record = {"tensorrt": "11.4.0.106", "compute_capability": "9.0", "gpu": "NVIDIA H100 80GB HBM3"}
-    verification = Verification(Path("repository"), read_checkpoint(checkpoint_folder), "localhost:8001", 3)
-    return run._engines_check(verification, {"engines": {"unet": record}, "profile": "tensorrt"})
+    verification = Verification(Path("repository"), read_checkpoint(checkpoint_folder), "localhost:8001", 3, 60)
+    rebuild = Rebuild("/checkpoint", "tensorrt", "fp16", [], "/contracts", "/kept", 3, None)
+    return run._engines_check(verification, {"engines": {"unet": record}, "rebuild": asdict(rebuild)})
 
 
 def test_engines_of_another_machine_fail_with_the_command_that_builds_them_again(
@@ -232,9 +243,7 @@ def test_engines_of_another_machine_fail_with_the_command_that_builds_them_again
     monkeypatch.setattr(run, "this_machine", lambda: Machine("11.4.0.106", "NVIDIA L4", "8.9"))
     check = engines_check(checkpoint_folder)
     assert not check.passed
-    assert check.detail.endswith(
-        f"multsd-export --checkpoint {checkpoint_folder} --output repository --profile tensorrt"
-    )
+    assert f"multsd-export --checkpoint {checkpoint_folder} --output repository --profile tensorrt " in check.detail
     monkeypatch.setattr(run, "this_machine", lambda: Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0"))
     assert engines_check(checkpoint_folder).passed
 
@@ -279,6 +288,221 @@ def test_a_report_without_checks_has_not_passed() -> None:
     passed = Report({}, [skipped, Check("unet", "is right", True, "0")])
     assert passed.passed
     assert passed.verdict() == "passed: 1 checks; 1 not looked at: repository: is fast: no clock"
+
+
+def test_an_error_that_ends_it_is_told_with_what_was_found_before() -> None:
+    found = [Check("unet", "is right", True, "0"), Check("vae_decoder", "is right", False, "0.3 apart")]
+    report = Report({}, found, unfinished="picture could not be finished: RuntimeError out of luck")
+    assert not report.passed
+    assert report.verdict() == (
+        "failed: picture could not be finished: RuntimeError out of luck; before it 1 of 2 checks failed: "
+        "vae_decoder: is right: 0.3 apart"
+    )
+    assert report.as_json()["unfinished"] == report.unfinished
+    assert not Report({}, found[:1], unfinished="picture could not be finished: no luck").passed
+
+
+class SlowOnce(DoublingServer):
+    """One call of the network takes much longer than the others."""
+
+    def compute_time(self, model: str) -> tuple[int, float]:  # noqa: ARG002
+        return self.calls, self.calls * 0.001 + (0.1 if self.calls > 1 else 0)
+
+
+class ToldLate(DoublingServer):
+    """The statistics of the second call come with the third's."""
+
+    def compute_time(self, model: str) -> tuple[int, float]:  # noqa: ARG002
+        told = self.calls - (self.calls == 2)
+        return told, told * 0.001
+
+
+class ClosedStatistics(DoublingServer):
+    """As Triton with `--grpc-restricted-protocol=statistics:KEY=VALUE`."""
+
+    def compute_time(self, model: str) -> tuple[int, float]:
+        raise ServerError(f"{model}: statistics: the server answers This protocol is restricted")
+
+
+def speed(server: Server) -> Speed:
+    rows = {"sample": np.ones((1, 3), np.float32)}
+    return networks._speed(Served(NETWORK, REFERENCE, server, BATCH), rows)
+
+
+@pytest.mark.parametrize("server", [SlowOnce(), ToldLate()], ids=lambda value: type(value).__name__)
+def test_the_networks_share_of_a_call_is_a_median_as_the_call_is(server: Server) -> None:
+    assert speed(server).server_seconds == pytest.approx(0.001)
+
+
+def test_where_statistics_are_closed_the_speed_is_the_clients_alone_and_the_report_says_so() -> None:
+    server = ClosedStatistics()
+    found = speed(server)
+    assert found.seconds > 0
+    assert found.server_seconds is None
+    (check,) = run._statistics_checks(server)
+    assert (check.subject, check.passed) == ("speed", None)
+    assert "This protocol is restricted" in check.detail
+    assert run._statistics_checks(DoublingServer()) == []
+    report = Report({}, [check], [found])
+    assert report.as_json()["speeds"][0]["server_seconds"] is None
+    _, speeds = report.tables()
+    assert list(speeds.columns[4].cells) == ["-"]
+
+
+def test_a_configuration_that_is_closed_is_not_looked_at() -> None:
+    class Closed(DoublingServer):
+        def parameter(self, model: str, key: str) -> str:  # noqa: ARG002
+            raise ServerError(f"{model}: configuration: the server answers This protocol is restricted")
+
+    check = run._served_check(Closed(), "sha256:1")
+    assert check.passed is None
+    assert check.detail == "multidiffusion: configuration: the server answers This protocol is restricted"
+
+
+class Client:
+    """In place of tritonclient's: every call fails with one status."""
+
+    def __init__(self, status: str) -> None:
+        self.status = status
+        self.timeouts: list[float] = []
+
+    def __getattr__(self, _name: str) -> Callable[..., Any]:
+        def call(*_arguments: Any, client_timeout: float, **_options: Any) -> Any:
+            self.timeouts.append(client_timeout)
+            raise InferenceServerException("the reason", status=self.status)
+
+        return call
+
+
+def ask_all(client: Client, error: type[Exception]) -> list[str]:
+    """What is said of every call, with a time limit of seven seconds."""
+    server = Server("localhost:8001", 7)
+    server._client = client
+    calls: list[Callable[[], Any]] = [
+        lambda: server.infer("unet", {"sample": np.ones((1, 3), np.float32)}, ["out_sample"]),
+        lambda: server.compute_time("unet"),
+        lambda: server.parameter("unet", "key"),
+        lambda: server.replays_cuda_graphs("unet"),
+    ]
+    told = []
+    for call in calls:
+        with pytest.raises(error) as raised:
+            call()
+        told.append(str(raised.value))
+    return told
+
+
+def test_whatever_the_server_refuses_is_told_in_its_words() -> None:
+    for text in ask_all(Client("StatusCode.UNAVAILABLE"), ServerError):
+        assert text.startswith("unet: ")
+        assert text.endswith("the server answers StatusCode.UNAVAILABLE the reason")
+
+
+def test_a_call_without_an_answer_ends_in_time_and_says_how_to_wait_longer() -> None:
+    client = Client("StatusCode.DEADLINE_EXCEEDED")
+    for text in ask_all(client, NoAnswerError):
+        assert text.endswith("no answer from localhost:8001 within 7 s; --timeout gives it more.")
+    assert client.timeouts == [7] * 4
+
+
+class Full(Wrapper):
+    """A network for which the device has no room."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.5 GiB.")
+
+
+def test_a_device_without_room_fails_the_comparison_in_plain_words() -> None:
+    full = replace(NETWORK, load=lambda _dtype: Full())
+    rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
+    served = Served(full, Reference([full], torch.device("cpu")), DoublingServer(), BATCH)
+    checks, _ = verify_network(served, [rows])
+    assert {check.name: check.detail for check in checks if not check.passed} == {
+        TORCH: "torch has too little memory on cpu for network."
+    }
+
+
+def test_one_network_at_a_time_takes_memory() -> None:
+    alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+    def load(_dtype: torch.dtype) -> Wrapper:
+        module = Doubling()
+        alive.add(module)
+        return module
+
+    loading = [replace(NETWORK, name=name, load=load) for name in ("unet", "vae_decoder")]
+    reference = Reference(loading, torch.device("cpu"))
+    for name in ("unet", "unet", "vae_decoder"):
+        (doubled,) = reference.run(name, torch.ones(1, 3))
+        assert doubled.tolist() == [[2, 2, 2]]
+        assert len(alive) == 1
+    reference.release()
+    assert not alive
+
+
+def test_a_gpu_is_taken_where_it_has_room_beside_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters, needed = 1000, 4000 + ACTIVATION_BYTES
+    assert choose_device(Device.CPU, parameters).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(None, parameters).type == "cpu"
+    with pytest.raises(TorchError, match="torch sees no GPU here"):
+        choose_device(Device.GPU, parameters)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, found in ((needed, "cuda"), (needed - 1, "cpu")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 * 2**30))
+        assert choose_device(None, parameters).type == found
+        assert choose_device(Device.GPU, parameters).type == "cuda"
+
+
+def session_of(folder: Path) -> Session:
+    """A verification of one network; what the repository says of itself is looked at first."""
+    verification = Verification(folder, read_checkpoint(folder), "localhost:8001", 3, 60)
+    manifest = {"checkpoint": {"digest": "sha256:1"}, "files": {}, "engines": {}, "device": "cpu"}
+    return Session(verification, manifest, (NETWORK,), [Serving()], REFERENCE, Report({}))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NoAnswerError("no answer within 60 s."), "no answer within 60 s"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError division by zero"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_ends_a_verification_the_report_has_what_was_found_before(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "_verify_network", fail)
+    session = session_of(checkpoint_folder)
+    with nullcontext() if isinstance(error, NoAnswerError) else pytest.raises(type(error)):
+        run.verify(session, lambda _stage, _share: None)
+    assert session.report.unfinished == f"network could not be finished: {told}"
+    assert {check.subject for check in session.report.checks} == {"repository"}
+
+
+def test_the_report_is_written_and_the_tables_printed_when_an_error_ends_it(
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(run, "_verify_network", fail)
+    monkeypatch.setattr(run, "begin", lambda _verification: session_of(checkpoint_folder))
+    file = tmp_path / "report.json"
+    arguments = ["verify", str(tmp_path), "--checkpoint", str(checkpoint_folder), "--report", str(file)]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert "is made from this" in result.output
+    verdict = json.loads(file.read_text())["verdict"]
+    assert verdict.startswith("failed: network could not be finished: ZeroDivisionError division by zero; before it 1 ")
+    assert result.output.splitlines()[-1] == verdict
 
 
 def test_psnr_of_a_known_error() -> None:
