@@ -121,8 +121,8 @@ def confine_prompt(unet: UNet2DConditionModel) -> None:
     The upper levels then read the first half alone (`grow`): they draw what the core tells them and never see the
     prompt, so guidance, which multiplies whatever a prompt changes, has nothing of theirs to multiply.
     """
-    prompt_alone = torch.arange(unet.time_embedding.linear_2.out_features) >= _time_channels(unet)
     norm = unet.add_embedding.norm2
+    prompt_alone = torch.arange(len(norm.weight), device=norm.weight.device) >= _time_channels(unet)
     for parameter in (norm.weight, norm.bias):
         parameter *= prompt_alone
         _train_only(parameter, prompt_alone)
@@ -177,13 +177,13 @@ def _kept(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Parameter, torch.Tens
         for resnet in block.resnets:
             carrying += [resnet.conv2, *([] if resnet.conv_shortcut is None else [resnet.conv_shortcut])]
     for conv in carrying:
-        first = torch.arange(conv.out_channels) < unet.config.in_channels
+        first = torch.arange(conv.out_channels, device=unet.device) < unet.config.in_channels
         yield conv.weight, first[:, None, None, None]
         yield conv.bias, first
     for block in (*upper, *unet.up_blocks[-_LEVELS:]):
         for resnet in block.resnets:
             weight = resnet.time_emb_proj.weight
-            yield weight, torch.arange(weight.shape[1]) >= _time_channels(unet)
+            yield weight, torch.arange(weight.shape[1], device=unet.device) >= _time_channels(unet)
 
 
 def _carry(conv: nn.Conv2d, channels: int, kernel: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ EMBEDDING = 64  # a vocabulary of about thirty words needs no more
 PICTURE_STD = 0.67  # standard deviation of the training pictures' latents: roughly
 # Makes the scaled latents' deviation 0.54, not 1. Noise averages out over the cells of a flat object: the larger the
 # latents, the fewer are the steps before it shows, in which what the prompt says has to be decided.
-SCALING_FACTOR = 0.8
+SCALING_FACTOR = 1.6
 
 COMPONENTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),

@@ -4,6 +4,7 @@ A picture is (side, side, 3) uint8; lengths here are fractions of the picture's 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,13 @@ TILT = math.radians(12)  # a larger tilt would make a square a diamond, a name t
 STRETCH = 1.25  # masks are seldom square: width and height may differ by this factor
 DARKER = 0.6  # the second tone of a texture keeps the hue
 TONE_OF_BLACK = (85, 85, 85)
+# The power of a uniform number that a size's logarithm follows: 1 favours none. Small objects matter, but large ones
+# show the shape, and teach more of the words a picture.
+SIZE_BIAS = 0.7
 CENTRED = 0.3  # share of the single objects that are large and near the middle, as a prompt without a mask is answered
 COLOUR_JITTER = 6.0  # standard deviation in 1/255: a colour is a small region, not a point
 MIN_CONTRAST = 110.0  # Euclidean, in 1/255: an object is told from its ground
+COLOUR_NAMES = tuple(COLOURS)
 _OVERSAMPLING = 4
 
 
@@ -35,6 +40,41 @@ class Placement:
     centre: tuple[float, float]
     radii: tuple[float, float]
     tilt: float = 0.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something of one colour: an object, or a veil over one."""
+
+    shape: str
+    placement: Placement
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class Waves:
+    """A texture's second tone and how it lies; period in fractions of the picture's side, angle in radians."""
+
+    texture: str
+    tone: Colour
+    period: float
+    angle: float
+    phase: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a picture shows, and its caption.
+
+    A veil hides the one object of a scene under a form of one tone that fits closely around it. That is what the first
+    steps of MultiDiffusion show a region's prompt: its mask, in which there is nothing yet, in a plain surrounding.
+    """
+
+    ground: Colour
+    waves: Waves | None
+    items: tuple[Item, ...]  # the last on top
+    caption: str
+    veil: Item | None = None
 
 
 @dataclass(frozen=True)
@@ -91,17 +131,32 @@ def flat_ground(colour: Colour, side: int = SIDE) -> npt.NDArray[np.float32]:
 
 def random_picture(rng: np.random.Generator, side: int = SIDE, *, easy: float = 0.0) -> Picture:
     """A picture of the training distribution; easy is the share of those in which only the words matter."""
-    if rng.random() < easy:
-        return _easy_picture(rng, side)
-    count = int(rng.choice([0, 1, 2], p=[0.12, 0.83, 0.05]))
-    ground, ground_pixels, avoid = _random_ground(rng, named=count == 0 or rng.random() < 0.45, side=side)
-    things = _random_things(rng, count, avoid)
-    placements = random_placements(rng, count)
-    objects = [
-        (shape_coverage(thing.shape, place, side), jittered(COLOURS[thing.colour], rng))
-        for thing, place in zip(things, placements, strict=True)
-    ]
-    return Picture(draw(ground_pixels, objects), caption(things, ground))
+    scene = random_scene(rng, easy=easy)
+    return Picture(draw_scene(scene, side), scene.caption)
+
+
+def draw_scene(scene: Scene, side: int = SIDE) -> Pixels:
+    """What a scene shows under its veil, if it has one: (side, side, 3)."""
+    ground = flat_ground(scene.ground, side)
+    if scene.waves:
+        waves = scene.waves
+        tones = texture_coverage(waves.texture, waves.period, waves.angle, waves.phase, side)
+        ground = draw(ground, [(tones, waves.tone)]).astype(np.float32)
+    return draw(ground, [(shape_coverage(item.shape, item.placement, side), item.colour) for item in scene.items])
+
+
+def random_scene(rng: np.random.Generator, *, easy: float = 0.0, veiled: float = 0.0) -> Scene:
+    """A scene of the training distribution; easy and veiled are the shares of those."""
+    kind = rng.random()
+    if kind < easy:
+        return _easy_scene(rng)
+    if kind < easy + veiled:
+        return _veiled_scene(rng)
+    drawn = rng.random()
+    count = 0 if drawn < 0.12 else 1 if drawn < 0.95 else 2
+    ground, colour, waves = _random_ground(rng, named=count == 0 or rng.random() < 0.45)
+    things = _random_things(rng, count, [colour, *([waves.tone] if waves else [])])
+    return Scene(colour, waves, _items(rng, things, random_placements(rng, count)), caption(things, ground))
 
 
 def random_placements(rng: np.random.Generator, count: int) -> list[Placement]:
@@ -121,7 +176,7 @@ def random_placements(rng: np.random.Generator, count: int) -> list[Placement]:
 
 def jittered(colour: Colour, rng: np.random.Generator) -> Colour:
     """A colour near the given one."""
-    r, g, b = np.rint(np.array(colour) + rng.normal(0, COLOUR_JITTER, 3)).clip(0, 255).astype(int).tolist()
+    r, g, b = (min(255, max(0, round(value))) for value in (colour + rng.normal(0, COLOUR_JITTER, 3)).tolist())
     return r, g, b
 
 
@@ -141,13 +196,17 @@ def _centred_placement(rng: np.random.Generator) -> Placement:
 
 
 def _random_placement(
-    rng: np.random.Generator, x: tuple[float, float], y: tuple[float, float], *, may_crop: bool = True
+    rng: np.random.Generator,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    *,
+    may_crop: bool = True,
+    bias: float = SIZE_BIAS,
 ) -> Placement:
-    """A place inside the box x by y."""
+    """A place inside the box x by y; bias: see SIZE_BIAS."""
     room = min(x[1] - x[0], y[1] - y[0])
     largest = max(LARGEST * room, SMALLEST)
-    # Small objects matter, but large ones show the shape, and teach more of the words a picture.
-    diameter = SMALLEST * (largest / SMALLEST) ** (rng.random() ** 0.7)
+    diameter = SMALLEST * (largest / SMALLEST) ** (rng.random() ** bias)
     stretch = STRETCH ** rng.uniform(-0.5, 0.5) if rng.random() < 0.5 else 1.0
     radii = (diameter / 2 * stretch, diameter / 2 / stretch)
     margin = 0.3 if may_crop and rng.random() < 0.1 else 1.0  # the share of the radius that stays inside
@@ -161,48 +220,85 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high)) if low < high else (low + high) / 2
 
 
-def _easy_picture(rng: np.random.Generator, side: int) -> Picture:
+def _easy_scene(rng: np.random.Generator) -> Scene:
     """One large object in the middle of a plain ground: all that differs is what the caption says.
 
     Where place and size are open too, the first steps of a sampling cannot tell which cells a shape's corners are in,
     and the words for shapes teach next to nothing until colours and places are known.
     """
     named = rng.random() < 0.45
-    colour = str(rng.choice(list(COLOURS)))
-    values = rng.integers(0, 256, 3).tolist() if not named else jittered(COLOURS[colour], rng)
-    ground: Colour = (values[0], values[1], values[2])
+    name = _one_of(rng, COLOUR_NAMES)
+    ground = jittered(COLOURS[name], rng) if named else _any_colour(rng)
     things = _random_things(rng, 1, [ground])
     radius = rng.uniform(0.33, 0.39)
     x, y = 0.5 + rng.uniform(-0.02, 0.02, 2)
     place = Placement((float(x), float(y)), (radius, radius))
-    coverage = shape_coverage(things[0].shape, place, side)
-    pixels = draw(flat_ground(ground, side), [(coverage, jittered(COLOURS[things[0].colour], rng))])
-    return Picture(pixels, caption(things, Ground(colour) if named else None))
+    return Scene(ground, None, _items(rng, things, [place]), caption(things, Ground(name) if named else None))
 
 
-def _random_ground(
-    rng: np.random.Generator, *, named: bool, side: int
-) -> tuple[Ground | None, npt.NDArray[np.float32], list[Colour]]:
-    """A ground, its pixels, and its colours; a ground without a name is mostly one flat colour of any kind."""
+def _veiled_scene(rng: np.random.Generator) -> Scene:
+    """An object of any size anywhere on a plain ground, under a veil."""
+    ground = _any_colour(rng)
+    things = _random_things(rng, 1, [ground])
+    place = _random_placement(rng, (0.0, 1.0), (0.0, 1.0), bias=1.0)
+    (item,) = _items(rng, things, [place])
+    # What is guessed of a hidden object: its colour, more or less of it, over the surrounding's or a grey.
+    under = np.array(ground if rng.random() < 0.5 else (127.5,) * 3) + rng.normal(0, 20, 3)
+    guess = under + rng.uniform(0, 1.4) * (np.array(item.colour) - under)
+    r, g, b = np.rint(guess).clip(0, 255).astype(int).tolist()
+    return Scene(ground, None, (item,), caption(things, None), veil=_random_veil(rng, item, (r, g, b)))
+
+
+def _random_veil(rng: np.random.Generator, item: Item, tone: Colour) -> Item:
+    """A form around an object: its own, a box, an ellipse, or a strip that is longer than the object."""
+    form = rng.random()
+    rx, ry = item.placement.radii
+    tilt = item.placement.tilt
+    if form < 0.25:
+        shape, scale = item.shape, rng.uniform(1.0, 1.15)
+    elif form < 0.55:
+        shape, scale = "square", rng.uniform(1.0, 1.15)
+    elif form < 0.85:
+        # An ellipse through the corners of a box around it would be sqrt(2) as large.
+        shape, scale = "circle", rng.uniform(1.0, 1.15) if item.shape in ("circle", "star") else rng.uniform(1.1, 1.4)
+    else:
+        shape, scale, tilt = "square", rng.uniform(1.0, 1.2), rng.uniform(0, math.pi)
+        rx *= rng.uniform(1.5, 4.0)
+    return Item(shape, Placement(item.placement.centre, (rx * scale, ry * scale), tilt), tone)
+
+
+def _items(rng: np.random.Generator, things: tuple[Thing, ...], places: list[Placement]) -> tuple[Item, ...]:
+    return tuple(
+        Item(thing.shape, place, jittered(COLOURS[thing.colour], rng))
+        for thing, place in zip(things, places, strict=True)
+    )
+
+
+def _random_ground(rng: np.random.Generator, *, named: bool) -> tuple[Ground | None, Colour, Waves | None]:
+    """A ground, its colour and texture; a ground without a name is mostly one flat colour of any kind."""
     if not named and rng.random() < 0.85:
-        r, g, b = rng.integers(0, 256, 3).tolist()
-        return None, flat_ground((r, g, b), side), [(r, g, b)]
-    texture = PLAIN if rng.random() < 0.65 else str(rng.choice(TEXTURES))
-    ground = Ground(str(rng.choice(list(COLOURS))), texture)
+        return None, _any_colour(rng), None
+    texture = PLAIN if rng.random() < 0.65 else _one_of(rng, TEXTURES)
+    ground = Ground(_one_of(rng, COLOUR_NAMES), texture)
     colour = jittered(COLOURS[ground.colour], rng)
-    pixels = flat_ground(colour, side)
-    avoid = [colour]
-    if texture != PLAIN:
-        avoid.append(second_tone(colour))
-        pixels = draw(pixels, [(_random_texture(rng, texture, side), avoid[-1])]).astype(np.float32)
-    return (ground if named else None), pixels, avoid
+    waves = None if texture == PLAIN else _random_waves(rng, texture, second_tone(colour))
+    return (ground if named else None), colour, waves
 
 
-def _random_texture(rng: np.random.Generator, texture: str, side: int) -> Coverage:
+def _random_waves(rng: np.random.Generator, texture: str, tone: Colour) -> Waves:
     # 10 to 20 latent cells: an even tone is several cells wide; checks alternate twice as often as their period says.
     period = rng.uniform(0.16, 0.32) * (1.4 if texture == "checks" else 1.0)
-    angle = rng.choice([0, 0.25, 0.5, 0.75]) * math.pi if texture == "stripes" else 0.0
-    return texture_coverage(texture, period, float(angle), (rng.random(), rng.random()), side)
+    angle = int(rng.integers(4)) / 4 * math.pi if texture == "stripes" else 0.0
+    return Waves(texture, tone, period, angle, (rng.random(), rng.random()))
+
+
+def _any_colour(rng: np.random.Generator) -> Colour:
+    r, g, b = rng.integers(0, 256, 3).tolist()
+    return r, g, b
+
+
+def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:
+    return names[int(rng.integers(len(names)))]
 
 
 def _random_things(rng: np.random.Generator, count: int, avoid: list[Colour]) -> tuple[Thing, ...]:
@@ -210,8 +306,8 @@ def _random_things(rng: np.random.Generator, count: int, avoid: list[Colour]) ->
     visible = [
         name for name, colour in COLOURS.items() if all(_distance(colour, other) > MIN_CONTRAST for other in avoid)
     ]
-    colours = rng.choice(visible, count, replace=False)
-    return tuple(Thing(str(colour), str(rng.choice(SHAPES))) for colour in colours)
+    colours = [visible[i] for i in rng.permutation(len(visible))[:count]]
+    return tuple(Thing(colour, _one_of(rng, SHAPES)) for colour in colours)
 
 
 def _distance(a: Colour, b: Colour) -> float:

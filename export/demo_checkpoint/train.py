@@ -8,7 +8,8 @@ command goes on from the last state that was written.
 import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,21 +19,20 @@ from diffusers.models.attention_processor import AttnProcessor
 from demo_checkpoint.core import Core, UpperLevels, confine_prompt, grow
 from demo_checkpoint.evaluate import contact_sheet, held_out_requests, paint, score
 from demo_checkpoint.networks import (
-    SCALING_FACTOR,
     Networks,
     build_networks,
     build_scheduler,
-    build_tokenizer,
     save_checkpoint,
 )
 from demo_checkpoint.optimizer import BETAS, MuonAndAdamW
-from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetPlan, unet_batch, unet_loss
+from demo_checkpoint.scene_batches import SceneBatch
+from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetBatches, UnetPlan, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY = 100  # steps: about a minute's work is lost at worst
+SAVE_SECONDS = 60.0  # of work that are lost at worst
 LOG_EVERY = 25
 CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as 50
 CHECK_REQUESTS = 24
@@ -56,16 +56,19 @@ def run(
     if path.exists():
         state.load(path)
     last = min(learning_rate.steps, stop_after or learning_rate.steps)
-    recent, began = 0.0, time.monotonic()
+    recent = torch.zeros(())
+    saved = began = time.monotonic()
     while state.step < last:
         step = state.step
-        recent += state.advance(partial(loss, step), learning_rate.at(step))
+        recent = recent + state.advance(partial(loss, step), learning_rate.at(step))
         if state.step % LOG_EVERY == 0:
+            mean = recent.item() / LOG_EVERY
             seconds = (time.monotonic() - began) / LOG_EVERY
-            logger.info("step %d of %d: loss %.4f, %.2f s a step", state.step, last, recent / LOG_EVERY, seconds)
-            recent, began = 0.0, time.monotonic()
-        if state.step % SAVE_EVERY == 0 or state.step == last:
+            logger.info("step %d of %d: loss %.4f, %.3f s a step", state.step, last, mean, seconds)
+            recent, began = torch.zeros(()), time.monotonic()
+        if time.monotonic() - saved > SAVE_SECONDS or state.step == last:
             state.save(path)
+            saved = time.monotonic()
         if check and (state.step % CHECK_EVERY == 0 or state.step == last):
             check(state.step)
 
@@ -87,21 +90,30 @@ def train_vae(work: Path, plan: VaePlan, *, stop_after: int | None = None) -> No
     run(state, work / "vae.pt", loss, plan.learning_rate(), stop_after=stop_after)
 
 
-def train_core(work: Path, plan: UnetPlan, *, stop_after: int | None = None, compile_network: bool = False) -> None:
+@dataclass(frozen=True)
+class Machine:
+    """Where and how the UNet's phases run."""
+
+    device: torch.device
+    workers: int  # processes that draw scenes
+    compile_network: bool
+
+
+def train_core(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int | None = None) -> None:
     """Train the UNet's core and the text encoder; the state is work/core.pt."""
-    networks = build_networks(plan.seed)
+    networks = _on(machine.device, build_networks(plan.seed))
     confine_prompt(networks.unet)
-    network = TextToLatents(Core(networks.unet), networks.text_encoder)
+    network = TextToLatents(Core(networks.unet), networks.text_encoder).to(machine.device)
     state = _trainable(networks, network)
 
     def check(step: int) -> None:
         averaged, core = averaged_core(work)
         _check(averaged, core, step, work)
 
-    _run_unet(state, network, work / "core.pt", plan, check, stop_after=stop_after, compile_network=compile_network)
+    _run_unet(state, network, work / "core.pt", plan, machine, check, stop_after=stop_after)
 
 
-def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None, compile_network: bool = False) -> None:
+def train_unet(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int | None = None) -> None:
     """Train what the UNet has above its core; the state is work/unet.pt.
 
     The core is that of work/core.pt as it stands when this is started, so this phase may begin beside the other, and be
@@ -109,6 +121,7 @@ def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None, com
     """
     networks, core = averaged_core(work)
     grow(core, networks.unet)
+    networks = _on(machine.device, networks)
     networks.text_encoder.requires_grad_(False)
     forward = TextToLatents(UpperLevels(networks.unet), networks.text_encoder)
     state = _trainable(networks, TextToLatents(networks.unet, networks.text_encoder), weight_decay=0.0)
@@ -116,7 +129,13 @@ def train_unet(work: Path, plan: UnetPlan, *, stop_after: int | None = None, com
     def check(step: int) -> None:
         _check(averaged_networks(work), None, step, work)
 
-    _run_unet(state, forward, work / "unet.pt", plan, check, stop_after=stop_after, compile_network=compile_network)
+    _run_unet(state, forward, work / "unet.pt", plan, machine, check, stop_after=stop_after)
+
+
+def _on(device: torch.device, networks: Networks) -> Networks:
+    for network in (networks.unet, networks.text_encoder):
+        network.to(device)  # type: ignore[arg-type]  # transformers' annotation is of another method
+    return networks
 
 
 def averaged_core(work: Path) -> tuple[Networks, Core]:
@@ -142,9 +161,10 @@ def _with_decoder(networks: Networks, work: Path) -> Networks:
 
 
 def _trainable(networks: Networks, network: TextToLatents, weight_decay: float = 0.01) -> TrainingState:
-    # Attention step by step: the backward pass of the fused kernel is slow in bfloat16 on a CPU.
-    networks.unet.set_attn_processor(AttnProcessor())
-    networks.text_encoder.set_attn_implementation("eager")
+    if networks.unet.device.type == "cpu":
+        # Attention step by step: the backward pass of the fused kernel is slow in bfloat16 on a CPU.
+        networks.unet.set_attn_processor(AttnProcessor())
+        networks.text_encoder.set_attn_implementation("eager")
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of the annotations
     return TrainingState(network, MuonAndAdamW(network, weight_decay=weight_decay), ema_decay=0.999)
 
@@ -154,19 +174,20 @@ def _run_unet(
     network: TextToLatents,
     path: Path,
     plan: UnetPlan,
+    machine: Machine,
     check: Callable[[int], None],
     *,
     stop_after: int | None,
-    compile_network: bool,
 ) -> None:
-    predict = torch.compile(network, dynamic=False) if compile_network else network
+    predict = torch.compile(network, dynamic=False) if machine.compile_network else network
     scheduler = build_scheduler()
-    tokenizer = build_tokenizer()
+    batches: Iterator[tuple[SceneBatch, torch.Tensor]] | None = None
 
     def loss(step: int) -> torch.Tensor:
-        latents, captions = unet_batch(plan, step)
-        input_ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-        return unet_loss(predict, scheduler, latents * SCALING_FACTOR, input_ids, plan, seed=step)
+        nonlocal batches
+        batches = batches or UnetBatches(plan).from_step(step, machine.device, machine.workers)
+        scenes, input_ids = next(batches)
+        return unet_loss(predict, scheduler, scenes, input_ids, plan, seed=step)
 
     run(state, path, loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
@@ -187,17 +208,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("phase", choices=["vae", "core", "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of phases core and unet")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes: about 8 beside a GPU")
+    parser.add_argument("--rows", type=int, help="of a batch; a processor wants fewer (32, 16) than a GPU")
+    parser.add_argument("--steps", type=int, help="of phase core or unet; left out, those of a GPU's plan")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two, and leaves a core free")
-    parser.add_argument("--compile", action="store_true", help="halves a step of the core and unet phases; needs g++")
+    parser.add_argument("--compile", action="store_true", help="halves a step on a processor; needs g++")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
+    machine = Machine(arguments.device, arguments.workers, arguments.compile)
+    given = {name: value for name in ("rows", "steps") if (value := getattr(arguments, name)) is not None}
     if arguments.phase == "vae":
         train_vae(arguments.work, VaePlan())
     elif arguments.phase == "core":
-        train_core(arguments.work, CORE, compile_network=arguments.compile)
+        train_core(arguments.work, replace(CORE, **given), machine)
     elif arguments.phase == "unet":
-        train_unet(arguments.work, UPPER, compile_network=arguments.compile)
+        train_unet(arguments.work, replace(UPPER, **given), machine)
     else:
         save_checkpoint(arguments.work / "checkpoint", averaged_networks(arguments.work), half=True)
 

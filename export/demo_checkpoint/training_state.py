@@ -78,8 +78,8 @@ class TrainingState:
         self.ema = {name: weight.detach().clone() for name, weight in network.state_dict().items()}
         self.step = 0
 
-    def advance(self, loss: Callable[[], torch.Tensor], learning_rate: float) -> float:
-        """One optimizer step on a loss, gradients clipped to norm 1; returns the loss."""
+    def advance(self, loss: Callable[[], torch.Tensor], learning_rate: float) -> torch.Tensor:
+        """One optimizer step on a loss, gradients clipped to norm 1; returns the loss, without waiting for a GPU."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         value = loss()
@@ -89,7 +89,7 @@ class TrainingState:
         self.optimizer.zero_grad()
         self.step += 1
         self._average()
-        return float(value.detach())
+        return value.detach()
 
     def save(self, path: Path) -> None:
         """Write everything to one file, which is replaced only once it is whole."""
@@ -101,24 +101,24 @@ class TrainingState:
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote; weights that are not trained stay as they are, for they come from elsewhere."""
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, weights_only=True, map_location="cpu")
         frozen = {name for name, weight in self.network.named_parameters() if not weight.requires_grad}
         trained = {name: weight for name, weight in content["network"].items() if name not in frozen}
         self.network.load_state_dict({**self.network.state_dict(), **trained})
         self.optimizer.load_state_dict(content["optimizer"])
-        self.ema.update({name: content["ema"][name] for name in trained})
+        for name in trained:
+            self.ema[name].copy_(content["ema"][name])
         self.step = content["step"]
 
     @torch.no_grad()
     def _average(self) -> None:
         # A young average forgets faster, or it would remember the random start.
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, weight in self.network.state_dict().items():
-            if weight.is_floating_point():
-                self.ema[name].lerp_(weight, 1 - decay)
+        weights = {name: weight for name, weight in self.network.state_dict().items() if weight.is_floating_point()}
+        torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
 
 def averaged_weights(path: Path) -> dict[str, torch.Tensor]:
     """The moving average in a state file, in the layout of the network's state_dict."""
-    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["ema"]
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True, map_location="cpu")["ema"]
     return weights

@@ -11,8 +11,18 @@ from demo_checkpoint.evaluate import held_out_requests
 from demo_checkpoint.language import COLOURS, SHAPES
 from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, build_scheduler, build_vae
 from demo_checkpoint.optimizer import MuonAndAdamW
+from demo_checkpoint.scene_batches import SceneBatch
 from demo_checkpoint.train import run
-from demo_checkpoint.train_unet import CORE, EASY_IN_THE_END, UPPER, unet_batch, unet_loss
+from demo_checkpoint.train_unet import (
+    CORE,
+    EASY_IN_THE_END,
+    UPPER,
+    VEILS_END,
+    UnetBatches,
+    unet_batch,
+    unet_loss,
+    v_loss,
+)
 from demo_checkpoint.train_vae import MOST_LATENT_NOISE, VaePlan, cell_colours, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, TrainingState, averaged_weights
 
@@ -81,24 +91,64 @@ def test_the_average_forgets_the_random_start() -> None:
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     plan = replace(CORE, rows=3)
     first, second = (unet_batch(plan, 5) for _ in range(2))
-    assert first[1] == second[1]
-    assert torch.equal(first[0], second[0])
-    assert first[0].shape == (3, 4, 16, 16)
+    assert first == second
     assert unet_batch(plan, 6)[1] != first[1]
 
 
+def test_batches_are_the_same_whoever_makes_them() -> None:
+    plan = replace(CORE, rows=3, steps=4)
+    alone, helped = (list(UnetBatches(plan).from_step(1, torch.device("cpu"), workers)) for workers in (0, 2))
+    assert len(alone) == len(helped) == 3  # steps 1 to 3
+    for (scenes, input_ids), (others, other_ids) in zip(alone, helped, strict=True):
+        assert torch.equal(scenes.places, others.places)
+        assert input_ids.shape == (3, 77)
+        assert torch.equal(input_ids, other_ids)
+
+
 def test_some_captions_are_dropped_and_some_hold_an_unknown_word() -> None:
-    captions = [text for step in range(20) for text in unet_batch(replace(CORE, rows=10), step)[1]]
+    _, captions = unet_batch(replace(CORE, rows=200), 0)
     assert 0.05 < captions.count("") / len(captions) < 0.2
     assert any("<|unknown|>" in text for text in captions)
 
 
 def test_pictures_are_easy_at_first_and_then_mostly_of_the_full_variety() -> None:
-    assert [CORE.easy_at(step) for step in (0, 1000, 3000, 8000)] == [1, 1, EASY_IN_THE_END, EASY_IN_THE_END]
-    assert EASY_IN_THE_END < CORE.easy_at(2000) < 1
-    first, last = (" ".join(" ".join(unet_batch(CORE, step)[1]) for step in range(n, n + 8)) for n in (0, 5000))
+    assert [CORE.easy_at(step) for step in (0, 500, 1500, 8000)] == [1, 1, EASY_IN_THE_END, EASY_IN_THE_END]
+    assert EASY_IN_THE_END < CORE.easy_at(1000) < 1
+    assert [CORE.veiled_at(step) for step in (0, 1000, 1500)] == [0, CORE.veiled / 2, CORE.veiled]
+    first, last = (" ".join(unet_batch(replace(CORE, rows=256), step)[1]) for step in (0, 2000))
     assert not {"stripes", "dots", "checks"} & set(first.split())
     assert {"stripes", "dots", "checks", "and"} <= set(last.split())
+
+
+def test_veiled_pictures_are_shown_with_much_noise() -> None:
+    plan = replace(CORE, rows=64)
+    scenes = SceneBatch.of(unet_batch(plan, 5000)[0])
+    seen: list[torch.Tensor] = []
+
+    def record(noisy: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        seen.append(timesteps)
+        return noisy
+
+    unet_loss(record, build_scheduler(), scenes, torch.zeros(64, 77), plan, seed=1)
+    assert 0.1 < scenes.veiled.float().mean() < 0.5
+    assert seen[0][scenes.veiled].min() >= VEILS_END
+    assert seen[0].min() < VEILS_END
+
+
+def test_under_a_veil_v_leads_to_what_is_there() -> None:
+    scheduler = build_scheduler()
+    generator = torch.Generator().manual_seed(0)
+    latents, shown, noise = torch.randn(3, 5, 4, 2, 2, generator=generator)
+    timesteps = torch.tensor([600, 700, 800, 900, 999])
+    signal = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+
+    def knows_the_truth(noisy: torch.Tensor, _: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+        """The v for which a step back, sqrt(signal) x - sqrt(1 - signal) v, gives the latents."""
+        v: torch.Tensor = (signal.sqrt() * noisy - latents) / (1 - signal).sqrt()
+        return v
+
+    loss = v_loss(knows_the_truth, scheduler, latents, shown, noise, timesteps, torch.zeros(5, 77), CORE.pooled)
+    assert loss == pytest.approx(0, abs=1e-9)
 
 
 def test_the_unet_sees_the_window_itself_in_the_end() -> None:
@@ -117,7 +167,11 @@ def test_a_rows_error_counts_relative_to_the_best_linear_guess() -> None:
         covariance = (signal * (1 - signal)).sqrt() * (noise - std**2)
         return covariance / (signal * std**2 + (1 - signal) * noise) * noisy
 
-    loss = unet_loss(linear_guess, scheduler, latents, torch.zeros(4000, 77), CORE, seed=1)
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(latents.shape, generator=generator) * noise**0.5
+    timesteps = torch.randint(0, 1000, (4000,), generator=generator)
+    prompts = torch.zeros(4000, 77)
+    loss = v_loss(linear_guess, scheduler, latents, latents, drawn, timesteps, prompts, CORE.pooled)
     assert loss == pytest.approx(1.0, rel=0.02)
 
 
@@ -131,7 +185,10 @@ def test_the_whole_unets_error_counts_more_where_it_is_the_same_over_many_cells(
             signal: torch.Tensor = scheduler.alphas_cumprod[timesteps][:, None, None, None]
             return (signal / (1 - signal)).sqrt() * noisy + error  # v of latents that are zero, and the error
 
-        return unet_loss(off_by_it, scheduler, torch.zeros(64, 4, 8, 8), torch.zeros(64, 77), UPPER, seed=1)
+        nothing = torch.zeros(64, 4, 8, 8)
+        noise = torch.randn(nothing.shape, generator=torch.Generator().manual_seed(1))
+        timesteps = torch.arange(0, 960, 15)
+        return v_loss(off_by_it, scheduler, nothing, nothing, noise, timesteps, torch.zeros(64, 77), UPPER.pooled)
 
     assert loss(torch.zeros(8, 8)) == pytest.approx(0, abs=1e-9)
     assert loss(even) > 2 * loss(alternating) > 0
