@@ -134,7 +134,7 @@ def train_unet(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int 
 
 def _on(device: torch.device, networks: Networks) -> Networks:
     for network in (networks.unet, networks.text_encoder):
-        network.to(device)  # type: ignore[arg-type]  # transformers' annotation is of another method
+        network.to(device)
     return networks
 
 
