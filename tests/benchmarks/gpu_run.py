@@ -55,6 +55,7 @@ SHARE_AT_ONCE = 5  # a rate does not need every step: requests at once have this
 STOP_SECONDS = 2  # until Triton, which unloads models for ten, is killed
 ROW_COUNTS = (1, 2, 4, 8, 16)
 TIMED_CALLS = 5
+CALL_SECONDS = 300.0  # of the UNet alone, at most
 Row = dict[str, Any]
 Latents = npt.NDArray[np.float32]  # (1, 4, h, w)
 
@@ -286,7 +287,7 @@ def ask(url: str, requests: Sequence[list[Any]]) -> list[Any]:
 
 def network_seconds(bench: Bench) -> float:
     """Seconds that the networks have worked since the server started, by Triton's own statistics."""
-    server = Server(bench.url)
+    server = Server(bench.url, CALL_SECONDS)
     return sum(server.compute_time(name)[1] for name in bench.names)
 
 
@@ -342,7 +343,7 @@ def unet_rows(bench: Bench) -> list[Row]:
     """The UNet by itself, called directly: what Triton counts as its own time."""
     (unet,) = (network for network in networks_of(bench.checkpoint) if network.name == "unet")
     (full,) = network_batches(unet, bench.checkpoint, max(ROW_COUNTS), tile=0, largest=False)
-    server = Server(bench.url)
+    server = Server(bench.url, CALL_SECONDS)
     measured = []
     for count in ROW_COUNTS:
         inputs = dict(slice_rows(full, 0, count))

@@ -14,6 +14,7 @@ from multsd_export.checkpoint import read_checkpoint
 from multsd_export.networks import networks_of
 from multsd_export.profiles import Device, torch_profile
 from multsd_export.verify.picture import TorchNetworks
+from multsd_export.verify.reference import Reference
 from pipeline import Observer, paint, prepare
 from tests.benchmarks import gpu_run
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
@@ -29,8 +30,7 @@ def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, t
     exported = gpu_run.compose(subject, torch_profile(Device.CPU), "eager", tmp_path, CPU)
     checkpoint = load_checkpoint(tmp_path / "repository" / "multidiffusion" / "1" / "checkpoint")
     parameters = replace(case.parameters(checkpoint.view_stride), return_latents=True)
-    modules = {network.name: network.load(torch.float32) for network in networks_of(exported)}
-    served = TorchNetworks(modules, CPU, 16)
+    served = TorchNetworks(Reference(networks_of(exported), CPU), 16)
     picture = asyncio.run(paint(parameters, checkpoint=checkpoint, networks=served, observer=Observer()))
     loop = paint_published(prepare(parameters, checkpoint), checkpoint, eager_networks(exported, CPU))
     assert gpu_run.latents_apart(picture.latents[None].numpy(), loop.latents.numpy()) < 1e-4
