@@ -45,12 +45,10 @@ def torch_encoder(vae_encoder: Network) -> Encode:
     torch.backends.cudnn.allow_tf32 = False  # a convolution in full float32 is what the processor computes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = vae_encoder.load(DTYPES[vae_encoder.precision]).float().to(device)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its annotations lack it
 
     def encode(image: Floats) -> Floats:
         with torch.no_grad():
-            picture = torch.from_numpy(image).to(device, memory_format=torch.channels_last)
-            latents: Floats = module(picture).contiguous().cpu().numpy()
+            latents: Floats = module(torch.from_numpy(image).to(device)).cpu().numpy()
         return latents
 
     return encode
