@@ -29,7 +29,8 @@ REAL_EXAMPLES = 25  # of each POST: 50 together
 
 def no_server_error(_context: CheckContext, response: Response, case: Case[Any]) -> None:
     """No 5xx, of a reply or of an event of a stream, but the 504 of a deadline that the request itself has set."""
-    own_deadline = isinstance(case.body, dict) and case.body.get("deadline_s") is not None
+    in_body = isinstance(case.body, dict) and case.body.get("deadline_s") is not None
+    own_deadline = in_body or any(name.lower() == "x-request-timeout" for name in case.headers or {})
     for status in (response.status_code, *_failures_in(response)):
         assert status < 500 or (status == 504 and own_deadline), response.text
 
