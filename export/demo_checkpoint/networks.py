@@ -25,8 +25,8 @@ LATENT_CHANNELS = 4
 VAE_SCALE_FACTOR = 8
 EMBEDDING = 64  # a vocabulary of about thirty words needs no more
 PICTURE_STD = 0.67  # standard deviation of the training pictures' latents: roughly
-# Makes the scaled latents' deviation 0.54, not 1. Noise averages out over the cells of a flat object: the larger the
-# latents, the fewer are the steps before it shows, in which what the prompt says has to be decided.
+# Makes the scaled latents' deviation 1.07. Noise averages out over the cells of a flat object: the larger the latents,
+# the earlier it shows. What is under a mask has to show while the steps are bootstrapped, or the background takes it.
 SCALING_FACTOR = 1.6
 
 COMPONENTS = {

@@ -104,7 +104,8 @@ class UnetBatches(Dataset[tuple[SceneBatch, torch.Tensor]]):
 
     def from_step(self, step: int, device: torch.device, workers: int) -> Iterator[tuple[SceneBatch, torch.Tensor]]:
         """The batches from a step on, on a device, made ahead by worker processes if there are any."""
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or it warns of the workers that are forked
+        if workers:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or the tokenizer warns in each of them
         loader: DataLoader[tuple[SceneBatch, torch.Tensor]] = DataLoader(
             self,
             batch_size=None,

@@ -120,6 +120,8 @@ def test_every_object_of_a_task_fits_kubernetes_schemas(name: str, version: str)
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for each in task(name):
         kubernetes_validate.validate(each, version, strict=True)
+        with pytest.raises(Exception, match="specification"):
+            kubernetes_validate.validate({**each, "specification": {}}, version, strict=True)
 
 
 @each_overlay

@@ -117,6 +117,7 @@ def test_a_large_reply_that_nobody_reads_is_cut() -> None:
         async with server.client() as client:
             await asyncio.get_running_loop().sock_sendall(client, HEAD % (0, b""))
             await server.cut.wait()
+        assert server.cuts == 1
 
     _serve(_large, use, write_seconds=0.2)
 
