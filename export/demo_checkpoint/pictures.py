@@ -281,11 +281,11 @@ def _random_ground(rng: np.random.Generator, *, named: bool) -> tuple[Ground | N
     texture = PLAIN if rng.random() < 0.65 else _one_of(rng, TEXTURES)
     ground = Ground(_one_of(rng, COLOUR_NAMES), texture)
     colour = jittered(COLOURS[ground.colour], rng)
-    waves = None if texture == PLAIN else _random_waves(rng, texture, second_tone(colour))
+    waves = None if texture == PLAIN else random_waves(rng, texture, second_tone(colour))
     return (ground if named else None), colour, waves
 
 
-def _random_waves(rng: np.random.Generator, texture: str, tone: Colour) -> Waves:
+def random_waves(rng: np.random.Generator, texture: str, tone: Colour) -> Waves:
     # 10 to 20 latent cells: an even tone is several cells wide; checks alternate twice as often as their period says.
     period = rng.uniform(0.16, 0.32) * (1.4 if texture == "checks" else 1.0)
     angle = int(rng.integers(4)) / 4 * math.pi if texture == "stripes" else 0.0

@@ -26,6 +26,7 @@ from demo_checkpoint.networks import (
 )
 from demo_checkpoint.optimizer import BETAS, MuonAndAdamW
 from demo_checkpoint.scene_batches import SceneBatch
+from demo_checkpoint.train_regions import REGIONS, Canvases, RegionsPlan, regions_loss
 from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetBatches, UnetPlan, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
@@ -113,6 +114,40 @@ def train_core(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int 
     _run_unet(state, network, work / "core.pt", plan, machine, check, stop_after=stop_after)
 
 
+def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after: int | None = None) -> None:
+    """Train core and text encoder on, on what MultiDiffusion shows them; the state is work/regions.pt."""
+    networks, core = averaged_core(work, "core.pt")
+    networks = _on(machine.device, networks)
+    confine_prompt(networks.unet)
+    network = TextToLatents(core, networks.text_encoder).to(machine.device)
+    state = _trainable(networks, network)
+    predict = torch.compile(network, dynamic=False) if machine.compile_network else network
+    scheduler = build_scheduler()
+    beside = replace(CORE, rows=plan.pictures, steps=plan.steps, easy=None, veiled=0.0, seed=plan.seed + 1)
+    batches: Iterator[tuple[SceneBatch, torch.Tensor]] | None = None
+    canvases: Canvases | None = None
+
+    def loss(step: int) -> torch.Tensor:
+        nonlocal batches, canvases
+        batches = batches or UnetBatches(beside).from_step(step, machine.device, machine.workers)
+        canvases = canvases or Canvases(plan, step)
+        rows = canvases.take().to(machine.device)
+        with torch.autocast(machine.device.type, dtype=torch.bfloat16):
+            latents = rows.latents.contiguous(memory_format=torch.channels_last)
+            predicted = predict(latents, rows.timesteps, rows.input_ids).float()
+        canvases.give(predicted.detach().cpu())
+        scenes, input_ids = next(batches)
+        return regions_loss(predicted, rows, scheduler) + unet_loss(
+            predict, scheduler, scenes, input_ids, beside, seed=step
+        )
+
+    def check(step: int) -> None:
+        averaged, core = averaged_core(work)
+        _check(averaged, core, step, work)
+
+    run(state, work / "regions.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
+
+
 def train_unet(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int | None = None) -> None:
     """Train what the UNet has above its core; the state is work/unet.pt.
 
@@ -138,11 +173,15 @@ def _on(device: torch.device, networks: Networks) -> Networks:
     return networks
 
 
-def averaged_core(work: Path) -> tuple[Networks, Core]:
-    """The core as it stands in its state, with the moving averages of its weights, and the networks it is a part of."""
+def averaged_core(work: Path, state: str | None = None) -> tuple[Networks, Core]:
+    """The core with the moving averages of its weights, and the networks it is a part of.
+
+    state: the file it is in; left out, that of the last phase which has begun.
+    """
+    path = work / (state or ("regions.pt" if (work / "regions.pt").exists() else "core.pt"))
     networks = _with_decoder(build_networks(0), work)
     core = Core(networks.unet)
-    TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(work / "core.pt"))
+    TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(path))
     return networks, core
 
 
@@ -206,7 +245,7 @@ def _check(networks: Networks, core: Core | None, step: int, work: Path) -> None
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
-    parser.add_argument("phase", choices=["vae", "core", "unet", "checkpoint"])
+    parser.add_argument("phase", choices=["vae", "core", "regions", "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of phases core and unet")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes: about 8 beside a GPU")
@@ -223,6 +262,8 @@ def main() -> None:
         train_vae(arguments.work, VaePlan())
     elif arguments.phase == "core":
         train_core(arguments.work, replace(CORE, **given), machine)
+    elif arguments.phase == "regions":
+        train_regions(arguments.work, replace(REGIONS, **given), machine)
     elif arguments.phase == "unet":
         train_unet(arguments.work, replace(UPPER, **given), machine)
     else:

@@ -1,0 +1,189 @@
+"""The regions phase: it paints as the service does, and asks for the picture that the masks and prompts ask for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conditioning import Conditioning
+from demo_checkpoint import train_regions
+from demo_checkpoint.networks import SCALING_FACTOR, build_scheduler
+from demo_checkpoint.region_scenes import RegionScene, random_region_scene
+from demo_checkpoint.train_regions import (
+    OUTSIDE,
+    Canvas,
+    Canvases,
+    RegionRows,
+    RegionsPlan,
+    Row,
+    noise_levels,
+    regions_loss,
+)
+from row_plan import Regions
+from sampling import Bootstrapping, Denoising
+from schedulers import make_scheduler
+from views import View
+
+PLAN = RegionsPlan(steps=10, canvases=5, rows=24, pictures=1, peak=1e-3)
+COLOUR = torch.tensor([0.5, -0.3, 0.1, 0.0])[:, None, None]
+
+
+def canvas_of(scene: RegionScene, *, steps: int, bootstrapped: int, taught: bool = False) -> Canvas:
+    noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5)) / 4
+    levels = noise_levels(build_scheduler().alphas_cumprod, steps)
+    return Canvas(scene, noise, noise, levels, bootstrapped=bootstrapped, guidance_scale=7.5, taught=taught)
+
+
+def region_scene(*, plain: bool = True) -> RegionScene:
+    """A scene of two objects or more."""
+    candidates = (random_region_scene(np.random.default_rng(seed)) for seed in range(100))
+    return next(scene for scene in candidates if scene.textured != plain and len(scene.prompts) >= 3)
+
+
+def velocity(row: Row) -> Tensor:
+    """What leads from a row's latents to the picture that is asked for."""
+    signal = build_scheduler().alphas_cumprod[row.timestep]
+    wanted: Tensor = (signal.sqrt() * row.latents - row.picture) / (1 - signal).sqrt()
+    return wanted
+
+
+def predict(latents: Tensor, timestep: int, text: float) -> Tensor:
+    """A network of no parameters: it looks at place, time and text."""
+    predicted: Tensor = torch.tanh(latents.roll(1, -1) * (1 + text) + timestep / 1000) - text * latents.mean()
+    return predicted
+
+
+def test_a_canvas_is_painted_as_the_service_paints_it() -> None:
+    scene = region_scene()
+    masks = (scene.masks > 0.5).float()
+    masks[0] = 1 - masks[1:].sum(0)
+    canvas = canvas_of(replace(scene, masks=masks), steps=5, bootstrapped=3)
+    texts = {text: number / 10 for number, text in enumerate(("", *scene.prompts))}
+    for _ in range(4):  # of five: the service leaves a little noise in the last
+        rows = canvas.rows(lambda: COLOUR)
+        assert len(rows) == canvas.count
+        canvas.advance(torch.stack([predict(row.latents, row.timestep, texts[row.prompt]) for row in rows]))
+
+    count = len(scene.prompts)
+    service = Denoising(
+        canvas.noise[None],
+        Conditioning(torch.tensor([*texts.values()])[:, None, None]),
+        scheduler=make_scheduler("ddim", build_scheduler().config, 5),
+        regions=Regions(masks[:, 0] > 0, [View(0, 0)], 16, range(1, count + 1), [0] * count, 7.5),
+        bootstrapping=Bootstrapping(COLOUR.expand(1, 4, 16, 16), torch.zeros(3, 1, count, dtype=torch.int16)),
+        generator=torch.Generator(),
+    )
+    while service.step < canvas.step:
+        taken = service.take(service.untaken)
+        inputs = zip(taken.sample, taken.timestep, taken.encoder_hidden_states, strict=True)
+        service.give(taken, torch.stack([predict(x, int(t), float(text)) for x, t, text in inputs]))
+        service.advance()
+    torch.testing.assert_close(canvas.latents, service.latents[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bootstrapped", [0, 4])
+def test_a_network_that_knows_the_picture_paints_it(bootstrapped: int) -> None:
+    scene = region_scene()
+    canvas = canvas_of(scene, steps=20, bootstrapped=bootstrapped)
+    while not canvas.finished:
+        canvas.advance(torch.stack([velocity(row) for row in canvas.rows(lambda: COLOUR)]))
+    timestep, of_picture, of_noise = canvas.noise_levels[canvas.step]
+    assert timestep < train_regions.EARLIEST
+    reached = (canvas.latents - of_noise * canvas.noise) / of_picture
+    whole = (scene.masks == 1).any(dim=0)[0]  # a cell on a mask's edge has some of the plain grounds' colours
+    torch.testing.assert_close(reached[:, whole], SCALING_FACTOR * scene.latents[:, whole], rtol=0, atol=1e-3)
+
+
+def test_a_bootstrapped_region_sees_its_mask_on_a_plain_ground_and_is_asked_for_its_object_there() -> None:
+    scene = region_scene()
+    canvas = canvas_of(scene, steps=20, bootstrapped=4)
+    canvas.step = 3
+    rows = canvas.rows(lambda: COLOUR)
+    regions = len(scene.prompts)
+    assert [row.prompt for row in rows] == [""] * regions + list(scene.prompts)
+    _, of_picture, of_noise = canvas.noise_levels[3]
+    for region in range(1, regions):
+        row = rows[regions + region]
+        outside, inside = (scene.masks[region, 0] == 0), (scene.masks[region, 0] == 1)
+        plain = of_picture * COLOUR + of_noise * canvas.noise
+        assert torch.allclose(row.latents[:, outside], plain[:, outside])
+        assert torch.equal(row.latents[:, inside], canvas.latents[:, inside])
+        assert torch.allclose(row.picture[:, inside], SCALING_FACTOR * scene.latents[:, inside])
+        assert torch.allclose(row.weights[0, outside], torch.tensor(OUTSIDE))
+        assert (row.weights[0, inside] == 1).all()
+
+
+def test_nothing_is_asked_of_a_texture_that_does_not_follow_the_picture() -> None:
+    scene = region_scene(plain=False)
+    ground = scene.masks[0, 0] == 1
+    for taught in (False, True):
+        rows = canvas_of(scene, steps=20, bootstrapped=0, taught=taught).rows(lambda: COLOUR)
+        assert all(bool((row.weights[0, ground] > 0).all()) == taught for row in rows)
+
+
+def test_a_taught_ground_follows_the_picture_and_the_objects_do_not() -> None:
+    scene = region_scene(plain=False)
+    canvas = canvas_of(scene, steps=20, bootstrapped=0, taught=True)
+    for _ in range(8):
+        canvas.advance(torch.zeros(canvas.count, 4, 16, 16))
+    _, of_picture, of_noise = canvas.noise_levels[canvas.step]
+    given = of_picture * SCALING_FACTOR * scene.latents + of_noise * canvas.noise
+    ground, under = scene.masks[0, 0] == 1, scene.masks[0, 0] == 0
+    assert torch.allclose(canvas.latents[:, ground], given[:, ground], atol=1e-6)
+    assert (canvas.latents[:, under] - given[:, under]).abs().mean() > 0.05
+
+
+def test_batches_have_one_size_and_every_canvas_has_its_turn() -> None:
+    canvases = Canvases(PLAN)
+    moved = set()
+    for _ in range(12):
+        rows = canvases.take()
+        assert rows.latents.shape == (24, 4, 16, 16)
+        assert rows.input_ids.shape == (24, 77)
+        counted = int((rows.weights.amax((1, 2, 3)) > 0).sum())
+        assert counted == sum(canvas.count for canvas in canvases._taken)
+        moved |= {id(canvas) for canvas in canvases._taken}
+        canvases.give(torch.zeros(24, 4, 16, 16))
+    assert len(moved) == PLAN.canvases
+
+
+def test_a_finished_canvas_makes_room_for_a_new_one() -> None:
+    canvases = Canvases(PLAN)
+    first = list(canvases._waiting)
+    for _ in range(200):
+        canvases.take()
+        canvases.give(torch.zeros(24, 4, 16, 16))
+    assert len(canvases._waiting) == PLAN.canvases
+    assert not any(canvas in first for canvas in canvases._waiting)
+    assert not any(canvas.finished for canvas in canvases._waiting)
+
+
+def batch() -> RegionRows:
+    return Canvases(PLAN).take()
+
+
+def test_the_loss_is_nothing_for_the_right_v_and_counts_what_has_weight_alone() -> None:
+    rows, scheduler = batch(), build_scheduler()
+    signal = scheduler.alphas_cumprod[rows.timesteps][:, None, None, None]
+    right = (signal.sqrt() * rows.latents - rows.pictures) / (1 - signal).sqrt()
+    assert regions_loss(right, rows, scheduler) < 1e-10
+    unasked = torch.where(rows.weights > 0, right, right + 9)
+    assert regions_loss(unasked, rows, scheduler) < 1e-10
+    assert regions_loss(right + 0.1, rows, scheduler) > 1e-3
+
+
+def test_rows_that_fill_the_batch_do_not_thin_the_loss() -> None:
+    rows, scheduler = batch(), build_scheduler()
+    counted = rows.weights.amax((1, 2, 3)) > 0
+    kept = RegionRows(*(value[counted] for value in vars(rows).values()))
+    loss: Callable[[RegionRows], Tensor] = lambda each: regions_loss(torch.zeros_like(each.latents), each, scheduler)  # noqa: E731
+    assert not counted.all()
+    torch.testing.assert_close(loss(rows), loss(kept))
+
+
+def test_a_batch_too_small_for_a_canvas_is_refused() -> None:
+    with pytest.raises(ValueError, match="rows: expected at least 10, those of a canvas, found 9"):
+        replace(PLAN, rows=9)
