@@ -81,6 +81,18 @@ def all_painted(answers: Sequence[Answer], what: str) -> list[Answer]:
     return list(answers)
 
 
+def steady_rate(answers: Sequence[Answer], at_once: int) -> float:
+    """Answers a second while so many requests were under way: from the end of the first lot to the start of the last.
+
+    The first ones start together and the last ones have ever fewer beside them; neither is that concurrency.
+    Raises ValueError with fewer than three times as many answers.
+    """
+    if len(answers) < 3 * at_once:
+        raise ValueError(f"answers: expected at least {3 * at_once} for {at_once} at once, found {len(answers)}")
+    ends = sorted(answer.began + answer.seconds for answer in answers)
+    return (len(ends) - 2 * at_once) / (ends[-at_once - 1] - ends[at_once - 1])
+
+
 def not_right(asked: Sequence[tuple[Wish, Answer]], pictures: Mapping[tuple[Case, int], str]) -> list[Answer]:
     """Answers to requests that were accepted, and not painted as the same request alone; cancelled ones are none."""
     return [

@@ -20,6 +20,7 @@ from tests.benchmarks.load_requests import (
     ask,
     ask_all,
     not_right,
+    steady_rate,
     waits_needed,
 )
 from tests.benchmarks.request_cases import Case
@@ -148,3 +149,15 @@ def test_a_refused_client_would_have_waited_until_the_next_like_it_was_accepted(
         (Wish(SMALL, 0), Answer(REFUSED, began=7, seconds=0)),
     ]
     assert sorted(waits_needed(asked)) == [3, 5]
+
+
+def test_the_rate_of_a_concurrency_is_taken_while_that_many_are_under_way() -> None:
+    # Two at once, one second each, in turns of half a second; the first two start together and the last is alone.
+    begins = [0.0, 0.0, *(1.0 + 0.5 * k for k in range(8))]
+    answers = [Answer(PAINTED, began, 1.0) for began in begins]
+    assert steady_rate(answers, 2) == pytest.approx(6 / 3.5)
+
+
+def test_a_rate_wants_enough_answers() -> None:
+    with pytest.raises(ValueError, match="at least 6 for 2 at once, found 5"):
+        steady_rate([Answer(PAINTED, 0.0, 1.0)] * 5, 2)
