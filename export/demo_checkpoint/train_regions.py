@@ -25,6 +25,8 @@ from demo_checkpoint.training_state import LearningRate
 
 EARLIEST = 300  # timestep: below, what a region holds is decided
 OUTSIDE = 0.2  # weight of a row's error where the picture does not take its prediction
+# A mask's error weighs as if it had this many cells, nearly: a small object's would be lost among the others'.
+EVEN_AREA, EVENNESS, MOST_WEIGHT = 40, 0.75, 6.0
 TAUGHT_GROUNDS = 0.3  # share of the plain grounds that follow the picture, as every texture does
 MOST_ROWS = 2 * (1 + MOST_OBJECTS)  # of a canvas's step
 STEPS, BOOTSTRAPPED, GUIDANCE_SCALE = 20, 0.2, 7.5  # of about half of the canvases; the others' are drawn
@@ -50,7 +52,7 @@ class RegionsPlan:
         return LearningRate(peak=self.peak, final=1e-5, warmup=100, hold=self.steps * 3 // 5, steps=self.steps)
 
 
-REGIONS = RegionsPlan(steps=4000, canvases=16, rows=40, pictures=24, peak=1e-3)
+REGIONS = RegionsPlan(steps=5000, canvases=16, rows=40, pictures=24, peak=1e-3)
 
 
 class Row(NamedTuple):
@@ -108,17 +110,18 @@ class Canvas:
         picture = SCALING_FACTOR * self.scene.latents
         known = 1.0 if self.taught or not self.scene.textured else 0.0  # how a texture lies no prompt tells
         ground, *objects = self.scene.masks
+        weights = [mask * _weight(mask) for mask in objects]
         seen = [(self.latents, picture, known * ground + OUTSIDE * (1 - ground))]
         if self.step < self.bootstrapped:
-            for mask in objects:
+            for mask, weight in zip(objects, weights, strict=True):
                 colour = draw_colour()
                 shown = mask * self.latents + (1 - mask) * (of_picture * colour + of_noise * self.noise)
-                seen.append((shown, mask * picture + (1 - mask) * colour, mask + OUTSIDE * (1 - mask)))
+                seen.append((shown, mask * picture + (1 - mask) * colour, weight + OUTSIDE * (1 - mask)))
             unprompted = seen
         else:
-            outside = OUTSIDE * (known * ground + 1 - ground)
-            seen += [(self.latents, picture, torch.where(mask > 0, mask, outside)) for mask in objects]
-            unprompted = [(self.latents, picture, known * ground + 1 - ground)]
+            for mask, weight in zip(objects, weights, strict=True):
+                seen.append((self.latents, picture, weight + OUTSIDE * (known * ground + 1 - ground - mask)))
+            unprompted = [(self.latents, picture, known * ground + sum(weights))]
         prompts = [""] * len(unprompted) + list(self.scene.prompts)
         return [
             Row(shown, timestep, prompt, wanted, weights)
@@ -198,6 +201,11 @@ class Canvases:
     def _draw_colour(self) -> torch.Tensor:
         colour = torch.tensor([*self._rng.uniform(-1, 1, 3), 0.0], dtype=torch.float32)
         return SCALING_FACTOR * colour[:, None, None]
+
+
+def _weight(mask: torch.Tensor) -> float:
+    weight: float = (EVEN_AREA / float(mask.sum())) ** EVENNESS
+    return min(MOST_WEIGHT, weight)
 
 
 def noise_levels(alphas_cumprod: torch.Tensor, steps: int) -> list[tuple[int, float, float]]:

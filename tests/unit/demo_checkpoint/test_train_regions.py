@@ -113,7 +113,17 @@ def test_a_bootstrapped_region_sees_its_mask_on_a_plain_ground_and_is_asked_for_
         assert torch.equal(row.latents[:, inside], canvas.latents[:, inside])
         assert torch.allclose(row.picture[:, inside], SCALING_FACTOR * scene.latents[:, inside])
         assert torch.allclose(row.weights[0, outside], torch.tensor(OUTSIDE))
-        assert (row.weights[0, inside] == 1).all()
+        assert (row.weights[0, inside] > OUTSIDE).all()
+
+
+def test_a_small_masks_error_weighs_nearly_as_much_as_a_large_ones() -> None:
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[0, :, :2, :2], mask[1, :, 4:14, 4:14] = 1, 1
+    scene = replace(region_scene(), masks=torch.cat([1 - mask.sum(0, keepdim=True), mask]))
+    scene = replace(scene, prompts=scene.prompts[:3])
+    rows = canvas_of(scene, steps=20, bootstrapped=0).rows(lambda: COLOUR)
+    small, large = (float((row.weights * each).sum()) for row, each in zip(rows[-2:], mask, strict=True))
+    assert 1 < large / small < 4  # they have 100 and 4 cells
 
 
 def test_nothing_is_asked_of_a_texture_that_does_not_follow_the_picture() -> None:
