@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageDraw
 
 from demo_checkpoint.core import POOLED
@@ -77,8 +78,7 @@ def random_region_scene(rng: np.random.Generator) -> RegionScene:
         masks.append(mask)
         prompts.append(thing.phrase())
         objects.append((shape_coverage(thing.shape, place, _DRAWN_SIDE), jittered(COLOURS[colour], rng)))
-    drawn = draw(pixels, objects)
-    return RegionScene(tuple(prompts), _shares(masks), _latents(drawn), ground.texture != PLAIN)
+    return RegionScene(tuple(prompts), _shares(masks), _latents(draw(pixels, objects)), ground.texture != PLAIN)
 
 
 def best_fit(shape: str, mask: Mask, rng: np.random.Generator) -> Placement:
@@ -206,16 +206,19 @@ def _colours_apart(rng: np.random.Generator, seen: Sequence[Colour], count: int)
 
 def _shares(masks: Sequence[Mask]) -> torch.Tensor:
     """The share of each of the core's cells that is the ground's and each mask's: (R, 1, c, c)."""
-    covered = torch.from_numpy(np.stack(masks)).float()[:, None]
-    objects = torch.nn.functional.avg_pool2d(covered, MASK_SIDE // CELLS)
+    objects = _cell_means(torch.from_numpy(np.stack(masks)).float()[:, None])
     return torch.cat([1 - objects.sum(0, keepdim=True), objects])
 
 
 def _latents(pixels: Pixels) -> torch.Tensor:
     """What the encoder makes of a picture, averaged over the core's cells: (4, c, c)."""
     colours = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-    means = torch.nn.functional.avg_pool2d(colours, _DRAWN_SIDE // CELLS)
+    means = _cell_means(colours)
     return torch.cat([means, torch.zeros_like(means[:1])])
+
+
+def _cell_means(pictures: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(pictures, pictures.shape[-1] // CELLS)
 
 
 def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:

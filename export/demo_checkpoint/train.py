@@ -1,8 +1,8 @@
 """Train the checkpoint: `python -m demo_checkpoint.train PHASE --work FOLDER`.
 
-Phase unet, the levels above the core, goes on from phase core; vae is independent of both and may run beside them;
-checkpoint writes FOLDER/checkpoint from whatever they have reached. A phase can be stopped at any time; the same
-command goes on from the last state that was written.
+Phase regions, which may be left out, and unet, the levels above the core, go on from phase core; vae is independent of
+them and may run beside; checkpoint writes FOLDER/checkpoint from whatever they have reached. A phase can be stopped at
+any time; the same command goes on from the last state that was written.
 """
 
 import argparse
@@ -39,6 +39,7 @@ CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
 CHECK_GUIDANCE = 3.0
+KEPT = 0.2  # of the core's weights before phase regions
 
 
 def run(
@@ -116,7 +117,7 @@ def train_core(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int 
 
 def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after: int | None = None) -> None:
     """Train core and text encoder on, on what MultiDiffusion shows them; the state is work/regions.pt."""
-    networks, core = averaged_core(work, "core.pt")
+    networks, core = averaged_core(work, regions=False)
     networks = _on(machine.device, networks)
     confine_prompt(networks.unet)
     network = TextToLatents(core, networks.text_encoder).to(machine.device)
@@ -173,15 +174,22 @@ def _on(device: torch.device, networks: Networks) -> Networks:
     return networks
 
 
-def averaged_core(work: Path, state: str | None = None) -> tuple[Networks, Core]:
+def averaged_core(work: Path, *, regions: bool = True) -> tuple[Networks, Core]:
     """The core with the moving averages of its weights, and the networks it is a part of.
 
-    state: the file it is in; left out, that of the last phase which has begun.
+    regions: whether with what phase regions has taught it, if that has begun; KEPT of what it was before remains, for
+    the farther it goes, the better it fills masks and the worse it knows the shapes (Wortsman et al. 2022,
+    arXiv:2109.01903).
     """
-    path = work / (state or ("regions.pt" if (work / "regions.pt").exists() else "core.pt"))
     networks = _with_decoder(build_networks(0), work)
     core = Core(networks.unet)
-    TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(path))
+    network = TextToLatents(core, networks.text_encoder)
+    network.load_state_dict(averaged_weights(work / "core.pt"))
+    if regions and (work / "regions.pt").exists():
+        taught = averaged_weights(work / "regions.pt")
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                weight.copy_(torch.lerp(taught[name], weight, KEPT))
     return networks, core
 
 
@@ -247,10 +255,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("phase", choices=["vae", "core", "regions", "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of phases core and unet")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of all phases but vae")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes: about 8 beside a GPU")
     parser.add_argument("--rows", type=int, help="of a batch; a processor wants fewer (32, 16) than a GPU")
-    parser.add_argument("--steps", type=int, help="of phase core or unet; left out, those of a GPU's plan")
+    parser.add_argument("--steps", type=int, help="of all phases but vae; left out, those of a GPU's plan")
     parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two, and leaves a core free")
     parser.add_argument("--compile", action="store_true", help="halves a step on a processor; needs g++")
     arguments = parser.parse_args()

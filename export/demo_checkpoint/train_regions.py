@@ -52,7 +52,7 @@ class RegionsPlan:
         return LearningRate(peak=self.peak, final=1e-5, warmup=100, hold=self.steps * 3 // 5, steps=self.steps)
 
 
-REGIONS = RegionsPlan(steps=5000, canvases=16, rows=40, pictures=24, peak=1e-3)
+REGIONS = RegionsPlan(steps=1500, canvases=16, rows=40, pictures=24, peak=1e-3)
 
 
 class Row(NamedTuple):
@@ -124,8 +124,8 @@ class Canvas:
             unprompted = [(self.latents, picture, known * ground + sum(weights))]
         prompts = [""] * len(unprompted) + list(self.scene.prompts)
         return [
-            Row(shown, timestep, prompt, wanted, weights)
-            for (shown, wanted, weights), prompt in zip([*unprompted, *seen], prompts, strict=True)
+            Row(shown, timestep, prompt, wanted, weight)
+            for (shown, wanted, weight), prompt in zip([*unprompted, *seen], prompts, strict=True)
         ]
 
     def advance(self, predicted: torch.Tensor) -> None:
