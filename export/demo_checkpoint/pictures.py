@@ -227,7 +227,7 @@ def _easy_scene(rng: np.random.Generator) -> Scene:
     and the words for shapes teach next to nothing until colours and places are known.
     """
     named = rng.random() < 0.45
-    name = _one_of(rng, COLOUR_NAMES)
+    name = one_of(rng, COLOUR_NAMES)
     ground = jittered(COLOURS[name], rng) if named else _any_colour(rng)
     things = _random_things(rng, 1, [ground])
     radius = rng.uniform(0.33, 0.39)
@@ -278,8 +278,8 @@ def _random_ground(rng: np.random.Generator, *, named: bool) -> tuple[Ground | N
     """A ground, its colour and texture; a ground without a name is mostly one flat colour of any kind."""
     if not named and rng.random() < 0.85:
         return None, _any_colour(rng), None
-    texture = PLAIN if rng.random() < 0.65 else _one_of(rng, TEXTURES)
-    ground = Ground(_one_of(rng, COLOUR_NAMES), texture)
+    texture = PLAIN if rng.random() < 0.65 else one_of(rng, TEXTURES)
+    ground = Ground(one_of(rng, COLOUR_NAMES), texture)
     colour = jittered(COLOURS[ground.colour], rng)
     waves = None if texture == PLAIN else random_waves(rng, texture, second_tone(colour))
     return (ground if named else None), colour, waves
@@ -297,7 +297,8 @@ def _any_colour(rng: np.random.Generator) -> Colour:
     return r, g, b
 
 
-def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:
+def one_of(rng: np.random.Generator, names: Sequence[str]) -> str:
+    """Any of the names."""
     return names[int(rng.integers(len(names)))]
 
 
@@ -307,7 +308,7 @@ def _random_things(rng: np.random.Generator, count: int, avoid: list[Colour]) ->
         name for name, colour in COLOURS.items() if all(_distance(colour, other) > MIN_CONTRAST for other in avoid)
     ]
     colours = [visible[i] for i in rng.permutation(len(visible))[:count]]
-    return tuple(Thing(colour, _one_of(rng, SHAPES)) for colour in colours)
+    return tuple(Thing(colour, one_of(rng, SHAPES)) for colour in colours)
 
 
 def _distance(a: Colour, b: Colour) -> float:

@@ -27,6 +27,7 @@ from demo_checkpoint.pictures import (
     draw,
     flat_ground,
     jittered,
+    one_of,
     outline,
     random_waves,
     second_tone,
@@ -64,13 +65,13 @@ class RegionScene:
 
 
 def random_region_scene(rng: np.random.Generator) -> RegionScene:
-    """One to four objects on a ground, none of which overlap; each fits its mask as well as its shape can."""
-    ground = Ground(_one_of(rng, COLOUR_NAMES), _one_of(rng, TEXTURES) if rng.random() < TEXTURED else PLAIN)
+    """One to four objects on a ground under masks that do not overlap; each fits its mask as well as its shape can."""
+    ground = Ground(one_of(rng, COLOUR_NAMES), one_of(rng, TEXTURES) if rng.random() < TEXTURED else PLAIN)
     pixels, tones = _draw_ground(rng, ground)
     prompts, objects = [ground.phrase()], []
     masks: list[Mask] = []
     for colour in _colours_apart(rng, tones, 1 + int(rng.integers(MOST_OBJECTS))):
-        thing = Thing(colour, _one_of(rng, SHAPES))
+        thing = Thing(colour, one_of(rng, SHAPES))
         placed = _random_mask(rng, thing.shape, masks)
         if placed is None:
             break
@@ -147,7 +148,7 @@ def _outline(form: str, rng: np.random.Generator, size: float) -> Corners:
     if form == "box":
         return outline("square") * _radii(rng, size, 1.9)
     if form == "small":
-        return outline(_one_of(rng, ("circle", "square"))) * rng.uniform(0.055, 0.11)
+        return outline(one_of(rng, ("circle", "square"))) * rng.uniform(0.055, 0.11)
     return _blob(rng, size) if form == "blob" else _strip(rng, size)
 
 
@@ -219,7 +220,3 @@ def _latents(pixels: Pixels) -> torch.Tensor:
 
 def _cell_means(pictures: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(pictures, pictures.shape[-1] // CELLS)
-
-
-def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:
-    return names[int(rng.integers(len(names)))]

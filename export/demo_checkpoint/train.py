@@ -1,8 +1,8 @@
 """Train the checkpoint: `python -m demo_checkpoint.train PHASE --work FOLDER`.
 
 Phase regions, which may be left out, and unet, the levels above the core, go on from phase core; vae is independent of
-them and may run beside; checkpoint writes FOLDER/checkpoint from whatever they have reached. A phase can be stopped at
-any time; the same command goes on from the last state that was written.
+them and may run beside; checkpoint writes FOLDER/checkpoint from what unet and vae have reached. A phase can be stopped
+at any time; the same command goes on from the last state that was written.
 """
 
 import argparse
@@ -109,8 +109,8 @@ def train_core(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int 
     state = _trainable(networks, network)
 
     def check(step: int) -> None:
-        averaged, core = averaged_core(work)
-        _check(averaged, core, step, work)
+        averaged, core = averaged_core(work, regions=False)
+        _check(averaged, core, "core", step, work)
 
     _run_unet(state, network, work / "core.pt", plan, machine, check, stop_after=stop_after)
 
@@ -144,7 +144,7 @@ def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after
 
     def check(step: int) -> None:
         averaged, core = averaged_core(work)
-        _check(averaged, core, step, work)
+        _check(averaged, core, "regions", step, work)
 
     run(state, work / "regions.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
@@ -152,8 +152,8 @@ def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after
 def train_unet(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int | None = None) -> None:
     """Train what the UNet has above its core; the state is work/unet.pt.
 
-    The core is that of work/core.pt as it stands when this is started, so this phase may begin beside the other, and be
-    started again when that has ended.
+    The core is that of the phases before as it stands when this is started, so this phase may begin beside them, and be
+    started again when they have ended.
     """
     networks, core = averaged_core(work)
     grow(core, networks.unet)
@@ -163,7 +163,7 @@ def train_unet(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int 
     state = _trainable(networks, TextToLatents(networks.unet, networks.text_encoder), weight_decay=0.0)
 
     def check(step: int) -> None:
-        _check(averaged_networks(work), None, step, work)
+        _check(averaged_networks(work), None, "unet", step, work)
 
     _run_unet(state, forward, work / "unet.pt", plan, machine, check, stop_after=stop_after)
 
@@ -194,7 +194,7 @@ def averaged_core(work: Path, *, regions: bool = True) -> tuple[Networks, Core]:
 
 
 def averaged_networks(work: Path) -> Networks:
-    """The networks as they stand in the states of all phases, with the moving averages of their weights."""
+    """The networks as they stand in the states of unet and vae, with the moving averages of their weights."""
     networks = _with_decoder(build_networks(0), work)
     if (work / "unet.pt").exists():
         TextToLatents(networks.unet, networks.text_encoder).load_state_dict(averaged_weights(work / "unet.pt"))
@@ -239,13 +239,12 @@ def _run_unet(
     run(state, path, loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
 
-def _check(networks: Networks, core: Core | None, step: int, work: Path) -> None:
+def _check(networks: Networks, core: Core | None, phase: str, step: int, work: Path) -> None:
     requests = held_out_requests(CHECK_REQUESTS, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         pictures = paint(
             networks, requests, seed=1, num_inference_steps=CHECK_STEPS, guidance_scale=CHECK_GUIDANCE, core=core
         )
-    phase = "core" if core else "unet"
     logger.info("%s step %d: %s", phase, step, score(requests, pictures))
     contact_sheet(pictures, [request.prompt for request in requests]).save(work / f"check-{phase}-{step}.png")
 

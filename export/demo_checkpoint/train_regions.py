@@ -29,7 +29,7 @@ OUTSIDE = 0.2  # weight of a row's error where the picture does not take its pre
 EVEN_AREA, EVENNESS, MOST_WEIGHT = 40, 0.75, 6.0
 TAUGHT_GROUNDS = 0.3  # share of the plain grounds that follow the picture, as every texture does
 MOST_ROWS = 2 * (1 + MOST_OBJECTS)  # of a canvas's step
-STEPS, BOOTSTRAPPED, GUIDANCE_SCALE = 20, 0.2, 7.5  # of about half of the canvases; the others' are drawn
+STEPS, BOOTSTRAPPED, GUIDANCE_SCALE = 20, 0.2, 7.5  # of half of the canvases or more; the others' are drawn
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Canvas:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left that teaches."""
-        return self.step == len(self.noise_levels) or self.noise_levels[self.step][0] < EARLIEST
+        """Whether nothing is left that teaches; the last steps are never taken."""
+        return self.noise_levels[self.step][0] < EARLIEST
 
     @property
     def count(self) -> int:
@@ -137,9 +137,6 @@ class Canvas:
         picture = of_picture * self.latents - of_noise * fused
         noise = of_picture * fused + of_noise * self.latents
         self.step += 1
-        if self.step == len(self.noise_levels):
-            self.latents = picture
-            return
         _, of_picture, of_noise = self.noise_levels[self.step]
         self.latents = of_picture * picture + of_noise * noise
         if self.taught:

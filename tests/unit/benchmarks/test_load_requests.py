@@ -4,15 +4,18 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from multsd_gateway import admission
 from tests.benchmarks.load_requests import (
     CANCELLED,
     LOST,
     PAINTED,
+    REASONS,
     REFUSED,
     Answer,
     Wish,
@@ -27,6 +30,7 @@ from tests.benchmarks.request_cases import Case
 
 SMALL = Case(64, 64, (), steps=1, bootstrapping=0, goal=0)
 WIDE = Case(64, 128, (), steps=1, bootstrapping=0, goal=0)
+TOO_MANY = "expected at most 96 requests at once, try again later"
 PICTURE = hashlib.sha256(b"AAAA").hexdigest()
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -135,27 +139,34 @@ def test_whatever_was_accepted_has_to_finish_right() -> None:
     pictures = {(SMALL, 0): "right"}
     right = Answer(PAINTED, 0, 1, picture="right")
     wrong = [Answer(PAINTED, 0, 1, picture="other"), Answer(LOST, 0, 1), Answer("504", 0, 1), Answer("500", 0, 1)]
-    others = [Answer(REFUSED, 0, 1), Answer(CANCELLED, 0, 1)]
-    asked = [(Wish(SMALL, 0), answer) for answer in (right, *wrong, *others)]
-    assert not_right(asked, pictures) == wrong
+    late = Answer(REFUSED, 0, 1, message="the model server is away or full, try again later")
+    others = [Answer(REFUSED, 0, 1, message=TOO_MANY), Answer(CANCELLED, 0, 1)]
+    asked = [(Wish(SMALL, 0), answer) for answer in (right, *wrong, late, *others)]
+    assert not_right(asked, pictures) == [*wrong, late]
+
+
+def test_the_reasons_are_those_of_the_gateway() -> None:
+    source = Path(admission.__file__).read_text()
+    assert all(reason in source for reason in REASONS)
 
 
 def test_a_refused_client_would_have_waited_until_the_next_like_it_was_accepted() -> None:
     asked = [
-        (Wish(SMALL, 0), Answer(REFUSED, began=1, seconds=0)),
-        (Wish(WIDE, 0), Answer(REFUSED, began=2, seconds=0)),
-        (Wish(SMALL, 0), Answer(REFUSED, began=3, seconds=0)),
+        (Wish(SMALL, 0), Answer(REFUSED, began=1, seconds=0, message=TOO_MANY)),
+        (Wish(WIDE, 0), Answer(REFUSED, began=2, seconds=0, message=TOO_MANY)),
+        (Wish(SMALL, 0), Answer(REFUSED, began=3, seconds=0, message=TOO_MANY)),
         (Wish(SMALL, 0), Answer(PAINTED, began=6, seconds=1)),
-        (Wish(SMALL, 0), Answer(REFUSED, began=7, seconds=0)),
+        (Wish(SMALL, 0), Answer(REFUSED, began=7, seconds=0, message=TOO_MANY)),
     ]
     assert sorted(waits_needed(asked)) == [3, 5]
 
 
 def test_the_rate_of_a_concurrency_is_taken_while_that_many_are_under_way() -> None:
-    # Two at once, one second each, in turns of half a second; the first two start together and the last is alone.
-    begins = [0.0, 0.0, *(1.0 + 0.5 * k for k in range(8))]
-    answers = [Answer(PAINTED, began, 1.0) for began in begins]
-    assert steady_rate(answers, 2) == pytest.approx(6 / 3.5)
+    # Two at once, a second each, but the first two and the last two, which begin and end more slowly.
+    begins = [0.0, 0.0, *(3.0 + k for k in range(5) for _ in range(2)), 8.0, 8.0]
+    seconds = [3.0, 3.0, *[1.0] * 10, 9.0, 9.0]
+    found = [Answer(PAINTED, began, each) for began, each in zip(begins, seconds, strict=True)]
+    assert steady_rate(found, 2) == pytest.approx(2.0)
 
 
 def test_a_rate_wants_enough_answers() -> None:

@@ -32,7 +32,8 @@ def test_every_prompt_has_a_mask_and_they_divide_each_cell() -> None:
 
 
 def test_a_mask_that_fills_cells_shows_its_prompts_colour_there_and_the_ground_its_own() -> None:
-    right = []
+    grounds: list[bool] = []
+    objects: list[bool] = []
     for seed in range(60):
         scene = random_region_scene(np.random.default_rng(seed))
         for number, (prompt, mask) in enumerate(zip(scene.prompts, scene.masks[:, 0], strict=True)):
@@ -40,8 +41,9 @@ def test_a_mask_that_fills_cells_shows_its_prompts_colour_there_and_the_ground_i
                 continue
             colour = torch.tensor(COLOURS[prompt.split()[0 if number == 0 else 1]]) / 127.5 - 1
             distances = (scene.latents[:3, mask > 0.99] - colour[:, None]).norm(dim=0)
-            right += (distances < 0.3).tolist()
-    assert np.mean(right) > 0.8  # a mask has cells that no shape of another form covers
+            (objects if number else grounds).extend((distances < 0.3).tolist())
+    assert np.mean(grounds) > 0.9  # a shape may reach beyond its mask, or leave its corners
+    assert np.mean(objects) > 0.7
 
 
 def test_a_seed_makes_one_scene() -> None:
