@@ -219,21 +219,25 @@ class TritonPainter:
         self._suspects.update(DEAD.findall(message), _SILENT.findall(message))
 
     async def _alive(self, model: str, seconds: float) -> bool:
-        """Whether a model's process refuses tensors that are too small, within so many seconds."""
-        metadata = await self._client.get_model_metadata(model, headers=self._headers)
-        inputs = [_smallest_input(tensor) for tensor in metadata.inputs]
-        call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}), headers=self._headers)
+        """Whether a model's process refuses tensors that are too small, within so many seconds.
+
+        Of a model whose process has just died Triton may not even tell the metadata.
+        """
         try:
             async with asyncio.timeout(seconds):
-                async for _, error in call:
-                    if error is None or not DEAD.search(str(error)):
-                        self._suspects.discard(model)
-                        return True
-                    break
+                metadata = await self._client.get_model_metadata(model, headers=self._headers)
+                inputs = [_smallest_input(tensor) for tensor in metadata.inputs]
+                call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}), headers=self._headers)
+                try:
+                    async for _, error in call:
+                        if error is None or not DEAD.search(str(error)):
+                            self._suspects.discard(model)
+                            return True
+                        break
+                finally:
+                    call.cancel()
         except TimeoutError:
             log.warning("%s: %s says nothing for %g s", self._url, model, seconds)
-        finally:
-            call.cancel()
         self._suspects.add(model)
         return False
 
@@ -262,8 +266,9 @@ class TritonPainter:
             await asyncio.sleep(_PING_SECONDS)
             try:
                 await self._client.is_server_live(headers=self._headers, client_timeout=self._silence)
-                if not patience.expired():
-                    patience.reschedule(asyncio.get_running_loop().time() + self._silence)
+                now = asyncio.get_running_loop().time()
+                if not patience.expired() and (patience.when() or now) > now:  # not where the other watch has ended it
+                    patience.reschedule(now + self._silence)
             except InferenceServerException as error:
                 log.debug("ping failed: %s", error)
 

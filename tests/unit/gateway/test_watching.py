@@ -23,6 +23,7 @@ class ProbedTriton(FakeTriton):
     """A stream that never ends. A probe, which has no id, is answered by `answer`, or by nothing."""
 
     answer: Any = None
+    tells: bool = True  # its metadata
     probes: int = 0
     several: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -40,6 +41,8 @@ class ProbedTriton(FakeTriton):
             yield response
 
     async def ModelMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        if not self.tells:
+            await asyncio.sleep(3600)
         tensor = service_pb2.ModelMetadataResponse.TensorMetadata(name="height", datatype="INT32", shape=[1])
         return service_pb2.ModelMetadataResponse(inputs=[tensor])
 
@@ -63,6 +66,18 @@ def test_requests_end_and_the_model_is_not_ready(answer: Any) -> None:
         return await painter.missing(["multidiffusion"])
 
     assert _with(triton, use) == ["multidiffusion"]
+
+
+def test_requests_end_where_triton_does_not_even_tell_of_the_model() -> None:
+    """As it does now and then when the model's process has just died."""
+    triton = ProbedTriton(responses=[PROGRESS], tells=False, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> None:
+        async with asyncio.timeout(10):
+            with pytest.raises(ModelUnavailableError, match="no sign of life from multidiffusion"):
+                await _paint(painter)
+
+    _with(triton, use)
 
 
 def test_a_model_that_refuses_probes_is_waited_for() -> None:
