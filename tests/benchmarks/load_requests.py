@@ -34,8 +34,13 @@ class Answer:
 
     @property
     def accepted(self) -> bool:
-        """Whether it was not refused at the door; a 503 that comes later is a request that did not finish."""
-        return self.outcome != REFUSED or not any(reason in self.message for reason in REASONS)
+        """Whether the service said that it would paint it, or nothing at all."""
+        return self.outcome != REFUSED
+
+    @property
+    def refused_by_gateway(self) -> bool:
+        """Whether the gateway did not let it in: it names its reason."""
+        return self.outcome == REFUSED and any(reason in self.message for reason in REASONS)
 
 
 @dataclass(frozen=True)

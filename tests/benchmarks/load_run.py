@@ -246,11 +246,14 @@ def overload(
             able = [_overloading(number) for number in range(2 * AT_ONCE)]
             _, taken = run_all(service, able, AT_ONCE, "as much as the stack can do")
             interval = taken / len(able) / OVERLOADED
-            before = service.memory()  # of a stack that was busy
+            before, refused_before = service.memory(), service.refused_by_model()  # memory of a stack that was busy
             asked, held = asyncio.run(_overload(service, seconds, interval))
+            by_model = service.refused_by_model() - refused_before
             gauges, after = service.idle_gauges(), service.memory()
         pictures = {key: answer.picture for key, answer in alone.items()}
         _report_overload(report, asked, pictures)
+        unexplained = sum(not answer.accepted and not answer.refused_by_gateway for _, answer in asked) - by_model
+        report.at_most("503s that neither gateway nor model gave at the door", unexplained, 0, "{:.0f}")
         report.show(
             f"{len(asked)} requests in {seconds:.0f} s, one every {interval:.2f} s",
             f"memory before {before:.2f}, peak {max(held):.2f}, after {after:.2f} GiB",

@@ -74,6 +74,10 @@ class Service:
             time.sleep(0.1)
         return gauges
 
+    def refused_by_model(self) -> float:
+        """Requests that the model itself did not let in, since the start."""
+        return sample_sum(self._metrics(), "multsd_requests_rejected_total")
+
     def padded_rows(self) -> float:
         """Rows of the UNet's calls since the start that nobody wanted."""
         return sample_sum(self._metrics(), "multsd_unet_rows_padded_total")

@@ -139,10 +139,15 @@ def test_whatever_was_accepted_has_to_finish_right() -> None:
     pictures = {(SMALL, 0): "right"}
     right = Answer(PAINTED, 0, 1, picture="right")
     wrong = [Answer(PAINTED, 0, 1, picture="other"), Answer(LOST, 0, 1), Answer("504", 0, 1), Answer("500", 0, 1)]
-    late = Answer(REFUSED, 0, 1, message="the model server is away or full, try again later")
-    others = [Answer(REFUSED, 0, 1, message=TOO_MANY), Answer(CANCELLED, 0, 1)]
-    asked = [(Wish(SMALL, 0), answer) for answer in (right, *wrong, late, *others)]
-    assert not_right(asked, pictures) == [*wrong, late]
+    others = [Answer(REFUSED, 0, 1), Answer(CANCELLED, 0, 1)]
+    asked = [(Wish(SMALL, 0), answer) for answer in (right, *wrong, *others)]
+    assert not_right(asked, pictures) == wrong
+
+
+def test_a_refusal_of_the_gateway_names_its_reason() -> None:
+    assert Answer(REFUSED, 0, 1, message=TOO_MANY).refused_by_gateway
+    assert not Answer(REFUSED, 0, 1, message="the model server is away or full").refused_by_gateway
+    assert not Answer("500", 0, 1, message=TOO_MANY).refused_by_gateway
 
 
 def test_the_reasons_are_those_of_the_gateway() -> None:
