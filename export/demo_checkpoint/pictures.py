@@ -286,6 +286,7 @@ def _random_ground(rng: np.random.Generator, *, named: bool) -> tuple[Ground | N
 
 
 def random_waves(rng: np.random.Generator, texture: str, tone: Colour) -> Waves:
+    """How a texture lies."""
     # 10 to 20 latent cells: an even tone is several cells wide; checks alternate twice as often as their period says.
     period = rng.uniform(0.16, 0.32) * (1.4 if texture == "checks" else 1.0)
     angle = int(rng.integers(4)) / 4 * math.pi if texture == "stripes" else 0.0

@@ -15,24 +15,23 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageDraw
 
 from demo_checkpoint.core import POOLED
-from demo_checkpoint.language import COLOURS, PLAIN, SHAPES, TEXTURES, Ground, Thing
+from demo_checkpoint.language import COLOURS, PLAIN, SHAPES, TEXTURES, Ground, Thing, caption
 from demo_checkpoint.networks import WINDOW
 from demo_checkpoint.pictures import (
     COLOUR_NAMES,
     MIN_CONTRAST,
     STRETCH,
     Colour,
+    Item,
     Pixels,
     Placement,
-    draw,
-    flat_ground,
+    Scene,
+    draw_scene,
     jittered,
     one_of,
     outline,
     random_waves,
     second_tone,
-    shape_coverage,
-    texture_coverage,
 )
 
 Mask = npt.NDArray[np.bool_]  # (MASK_SIDE, MASK_SIDE)
@@ -67,19 +66,24 @@ class RegionScene:
 def random_region_scene(rng: np.random.Generator) -> RegionScene:
     """One to four objects on a ground under masks that do not overlap; each fits its mask as well as its shape can."""
     ground = Ground(one_of(rng, COLOUR_NAMES), one_of(rng, TEXTURES) if rng.random() < TEXTURED else PLAIN)
-    pixels, tones = _draw_ground(rng, ground)
-    prompts, objects = [ground.phrase()], []
+    colour = jittered(COLOURS[ground.colour], rng)
+    waves = None if ground.texture == PLAIN else random_waves(rng, ground.texture, second_tone(colour))
+    tones = [colour, *([waves.tone] if waves else [])]
+    things: list[Thing] = []
     masks: list[Mask] = []
-    for colour in _colours_apart(rng, tones, 1 + int(rng.integers(MOST_OBJECTS))):
-        thing = Thing(colour, one_of(rng, SHAPES))
+    items: list[Item] = []
+    for name in _colours_apart(rng, tones, 1 + int(rng.integers(MOST_OBJECTS))):
+        thing = Thing(name, one_of(rng, SHAPES))
         placed = _random_mask(rng, thing.shape, masks)
         if placed is None:
             break
         mask, place = placed
+        things.append(thing)
         masks.append(mask)
-        prompts.append(thing.phrase())
-        objects.append((shape_coverage(thing.shape, place, _DRAWN_SIDE), jittered(COLOURS[colour], rng)))
-    return RegionScene(tuple(prompts), _shares(masks), _latents(draw(pixels, objects)), ground.texture != PLAIN)
+        items.append(Item(thing.shape, place, jittered(COLOURS[name], rng)))
+    scene = Scene(colour, waves, tuple(items), caption(tuple(things), ground))
+    prompts = (ground.phrase(), *(thing.phrase() for thing in things))
+    return RegionScene(prompts, _shares(masks), _latents(draw_scene(scene, _DRAWN_SIDE)), waves is not None)
 
 
 def best_fit(shape: str, mask: Mask, rng: np.random.Generator) -> Placement:
@@ -108,17 +112,6 @@ def _placement(fit: npt.NDArray[np.float64]) -> Placement:
     most = math.log(STRETCH) / 2
     size, stretch = math.exp(log_size), math.exp(min(most, max(-most, log_stretch)))
     return Placement((x, y), (size * stretch, size / stretch))
-
-
-def _draw_ground(rng: np.random.Generator, ground: Ground) -> tuple[npt.NDArray[np.float32], list[Colour]]:
-    """The ground's pixels and its one or two tones."""
-    colour = jittered(COLOURS[ground.colour], rng)
-    pixels = flat_ground(colour, _DRAWN_SIDE)
-    if ground.texture == PLAIN:
-        return pixels, [colour]
-    waves = random_waves(rng, ground.texture, second_tone(colour))
-    coverage = texture_coverage(waves.texture, waves.period, waves.angle, waves.phase, _DRAWN_SIDE)
-    return draw(pixels, [(coverage, waves.tone)]).astype(np.float32), [colour, waves.tone]
 
 
 def _random_mask(rng: np.random.Generator, shape: str, others: Sequence[Mask]) -> tuple[Mask, Placement] | None:
