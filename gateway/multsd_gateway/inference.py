@@ -223,21 +223,22 @@ class TritonPainter:
 
         Of a model whose process has just died Triton may not even tell the metadata.
         """
+        call = None
         try:
             async with asyncio.timeout(seconds):
                 metadata = await self._client.get_model_metadata(model, headers=self._headers)
                 inputs = [_smallest_input(tensor) for tensor in metadata.inputs]
                 call = self._client.stream_infer(_once({"model_name": model, "inputs": inputs}), headers=self._headers)
-                try:
-                    async for _, error in call:
-                        if error is None or not DEAD.search(str(error)):
-                            self._suspects.discard(model)
-                            return True
-                        break
-                finally:
-                    call.cancel()
+                alive = await _answers(call)
+            if alive:
+                self._suspects.discard(model)
+                await _ended(call)
+                return True
         except TimeoutError:
             log.warning("%s: %s says nothing for %g s", self._url, model, seconds)
+        finally:
+            if call is not None:
+                call.cancel()
         self._suspects.add(model)
         return False
 
@@ -331,11 +332,18 @@ async def _last(
     raise ModelFailedError("the stream ended without a picture")
 
 
+async def _answers(call: AsyncIterator[tuple[InferResult | None, InferenceServerException | None]]) -> bool:
+    """Whether a stream says anything but that the model's process is dead."""
+    async for _, error in call:
+        return error is None or not DEAD.search(str(error))
+    return False
+
+
 async def _ended(call: AsyncIterator[Any]) -> None:
-    """Let Triton end a stream that has given its picture: of one that is cancelled before, it keeps what it sent."""
+    """Let Triton end a stream that has given its last answer: of one that is cancelled before, it keeps some 0.1 MB."""
     try:
         async with asyncio.timeout(_END_SECONDS):
             async for _ in call:
                 pass
     except (TimeoutError, grpc.RpcError) as error:
-        log.warning("a stream did not end after its picture: %s", type(error).__name__)
+        log.warning("a stream did not end after its last answer: %s", type(error).__name__)

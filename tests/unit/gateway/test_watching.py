@@ -20,11 +20,15 @@ DEAD = service_pb2.ModelStreamInferResponse(error_message="Stub process 'multidi
 
 @dataclass
 class ProbedTriton(FakeTriton):
-    """A stream that never ends. A probe, which has no id, is answered by `answer`, or by nothing."""
+    """A stream that never ends. A probe, which has no id, is answered by `answer`, or by nothing.
+
+    That of a refused probe ends a moment after the refusal.
+    """
 
     answer: Any = None
     tells: bool = True  # its metadata
     probes: int = 0
+    ended_probes: int = 0
     several: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -35,7 +39,9 @@ class ProbedTriton(FakeTriton):
                     self.several.set()
                 if self.answer is not None:
                     yield self.answer
-                await asyncio.sleep(3600)
+                await asyncio.sleep(0.05 if self.answer is REFUSAL else 3600)
+                self.ended_probes += 1
+                return
             break
         async for response in super().ModelStreamInfer(requests, context):
             yield response
@@ -87,6 +93,7 @@ def test_a_model_that_refuses_probes_is_waited_for() -> None:
         painting = asyncio.create_task(_paint(painter))
         await triton.several.wait()
         assert not painting.done()
+        assert triton.ended_probes == 3, "Triton keeps some memory of a stream that does not come to its end"
         painting.cancel()
         return await painter.missing(["multidiffusion"])
 
