@@ -49,6 +49,10 @@ class ModelUnavailableError(GatewayError):
     """Triton cannot be reached, went away, lacks the model, or is full."""
 
 
+class ModelFullError(ModelUnavailableError):
+    """The model takes no more; the message is its own, and says when it will."""
+
+
 class DeadlineExceededError(GatewayError):
     """The picture was not ready within the time limit."""
 
@@ -80,6 +84,7 @@ ANSWERS: Mapping[type[GatewayError], Answer] = {
     ModelFailedError: Answer(500),
     OverloadedError: Answer(503, retry_after=5),
     ModelUnavailableError: Answer(503, "the model server is away or full, try again later", retry_after=2),
+    ModelFullError: Answer(503, retry_after=2),
     DeadlineExceededError: Answer(504),
 }
 

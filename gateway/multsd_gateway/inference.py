@@ -27,6 +27,7 @@ from multsd_gateway.errors import (
     GatewayError,
     InvalidRequestError,
     ModelFailedError,
+    ModelFullError,
     ModelUnavailableError,
 )
 from multsd_gateway.wording import failure
@@ -120,8 +121,10 @@ def _error(told: TritonError) -> GatewayError:
     match told.meaning:
         case Meaning.INVALID:
             return InvalidRequestError([note_of_message(message)])
+        case Meaning.NOT_NOW if told.retry_after is not None:
+            return ModelFullError(failure(message), retry_after=told.retry_after)
         case Meaning.NOT_NOW:
-            return ModelUnavailableError(message, retry_after=told.retry_after)
+            return ModelUnavailableError(message)
         case Meaning.LATE:
             late = message.removeprefix("deadline_s: ")
             return DeadlineExceededError(f"the picture cannot be ready in time: {late}")

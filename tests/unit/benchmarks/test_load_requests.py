@@ -146,7 +146,9 @@ def test_whatever_was_accepted_has_to_finish_right() -> None:
 
 def test_a_refusal_of_the_gateway_names_its_reason() -> None:
     assert Answer(REFUSED, 0, 1, message=TOO_MANY).refused_by_gateway
-    assert not Answer(REFUSED, 0, 1, message="the model server is away or full").refused_by_gateway
+    assert not Answer(
+        REFUSED, 0, 1, message="8 requests are running and 32 waiting; try again in 3 s"
+    ).refused_by_gateway
     assert not Answer("500", 0, 1, message=TOO_MANY).refused_by_gateway
 
 

@@ -223,11 +223,12 @@ def test_rows_past_the_bound_are_a_503_before_a_mask_is_decoded(path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
-def test_when_the_model_refuses_its_own_time_to_come_again_is_told(path: str) -> None:
+def test_when_the_model_refuses_its_own_words_and_time_to_come_again_are_told(path: str) -> None:
     full = error_of("UNAVAILABLE", "8 requests are running and 32 waiting; try again in 42 s")
 
     reply = post(seed_request(), path=path, painter=FakePainter(error=full, updates=()))
 
+    assert "8 requests are running and 32 waiting; try again in 42 s" in reply.text
     if path == "/multsd":
         assert (reply.status_code, reply.headers["Retry-After"]) == (503, "42")
     else:

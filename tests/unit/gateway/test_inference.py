@@ -23,6 +23,7 @@ from multsd_gateway.errors import (
     GatewayError,
     InvalidRequestError,
     ModelFailedError,
+    ModelFullError,
     ModelUnavailableError,
 )
 from multsd_gateway.inference import PLAIN, Access, TritonPainter, error_of
@@ -239,6 +240,11 @@ def test_a_failure_is_told_by_its_first_line_alone() -> None:
         ),
         ("CANCELLED: cancelled by the client", DeadlineExceededError, "cancelled by the client"),
         ("INTERNAL: vae_decoder: out of memory", ModelFailedError, "vae_decoder: out of memory"),
+        (
+            "UNAVAILABLE: 8 requests are running; try again in 3 s",
+            ModelFullError,
+            "8 requests are running; try again in 3",
+        ),
         ("Exceeds maximum queue size", ModelUnavailableError, "Exceeds maximum queue size"),
         ("something without a code", ModelFailedError, "something without a code"),
     ],
