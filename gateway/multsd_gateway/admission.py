@@ -11,8 +11,9 @@ Three bounds, each of which refuses with 503 and the time after which it will no
 
 A request's cost, an upper bound of its UNet rows, is known from its small fields: a refused one's masks are never
 decoded. Who is accepted waits in Triton, where the requests of all gateways meet in one order and the model decides
-last: `running` is to be more than the Tritons paint and let wait together. Only what is beyond waits here. This queue
-knows no requests but its own gateway's.
+last. Not more go there than the Tritons paint and let wait together, nor more than `running`: a request that the model
+refuses has had its masks decoded and sent for nothing. What is beyond waits here. This queue knows no requests but its
+own gateway's.
 
 What a request holds: until it works its body and the JSON read from it (`max_uploaded_bytes` for all bodies together);
 while it works its texts and decoded masks, at most `max_mask_pixels` bytes, and a copy while they are sent; then its
@@ -37,6 +38,7 @@ OnPlace = Callable[[int], Awaitable[None]]  # with how many wait before this one
 
 ASIDE = 32  # rows that take about as long as all the rest of a picture: its texts, its decoding
 KNOWN_PICTURES = 5  # that the pace is known by
+NO_TIME = 0.05  # seconds: who has no more left had all of its time
 
 
 @dataclass(eq=False, slots=True)
@@ -62,7 +64,7 @@ class Admission:
         running: int,
         waiting: int,
         waiting_rows: int,
-        tritons: Callable[[], Tritons] = lambda: Tritons(1, 8),
+        tritons: Callable[[], Tritons] = lambda: Tritons(1, 8, 40),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """waiting_rows: for each Triton; tritons: what is ready now."""
@@ -87,6 +89,7 @@ class Admission:
             ends = forecast(self._work(self._accepted), self._tritons()).ends
             raise OverloadedError(
                 f"expected at most {self._capacity} requests at once, try again later",
+                reason="requests",
                 retry_after=self._whole(min(ends, default=0.0)),
             )
         self._present += 1
@@ -122,7 +125,7 @@ class Admission:
 
     def _tritons(self) -> Tritons:
         ready = self._ready()
-        return Tritons(ready.count, min(ready.painted, self._running))
+        return Tritons(ready.count, min(ready.painted, self._running), min(ready.capacity, self._running))
 
     def _check(self, new: _Ticket) -> None:
         """Raises OverloadedError where it would have to wait behind too many rows, or somebody would be late."""
@@ -135,6 +138,7 @@ class Admission:
             raise OverloadedError(
                 f"expected at most {bound} UNet rows to wait, found {_rows(waiting)} and {new.rows} more, "
                 "try again later",
+                reason="rows",
                 retry_after=self._whole(_room(new.rows, [each.rows for each in waiting], starts, bound)),
             )
         (own,), left = self._work([new]), [self._left(each) for each in [*self._accepted, new]]
@@ -142,6 +146,7 @@ class Admission:
             raise OverloadedError(
                 f"{_rows(self._accepted)} UNet rows are at work and {new.rows} more would not be done in time, "
                 "try again later",
+                reason="time",
                 retry_after=self._whole(soonest(work, own, left, tritons)),
             )
 
@@ -174,17 +179,21 @@ class Admission:
         self._counted = now
 
     def _learn(self, ticket: _Ticket, *, at_least: bool = False) -> None:
-        """See how long a picture took. at_least: it was not done by then, which tells only of a slower pace."""
+        """See how long a picture took. at_least: it was not done by then, which tells only of a slower pace.
+
+        Where no pace is known it tells one only if it had all of its time: who gives up early would set any.
+        """
         self._count()
-        seen = ticket.spent / ticket.work
-        if not at_least or seen > (self._pace or 0.0):
+        seen, known = ticket.spent / ticket.work, self._pace
+        tells = ticket.ends - self._counted <= NO_TIME if known is None else seen > known
+        if not at_least or (tells and seen):
             self._paces.append(seen)
 
     async def _turn(self, ticket: _Ticket, on_place: OnPlace | None) -> None:
         told = -1
         self._queue.append(ticket)
         try:
-            while self._working >= self._running or self._queue[0] is not ticket:
+            while self._working >= self._tritons().capacity or self._queue[0] is not ticket:
                 moved = self._moved
                 # Those that work beyond what is painted wait in Triton, before all that wait here.
                 place = max(self._accepted.index(ticket) - self._tritons().painted, 0)

@@ -130,12 +130,16 @@ class Gateway:
 
     async def _paint(self, request: Request, order: Order) -> Painting:
         """A request takes its place only when all of it is there: a slow body keeps nobody out."""
-        with self._service.uploads.receive() as upload:
-            await self._read(request, upload)
-            with self._service.admission.enter():
-                painting = await while_connected(request.receive, self._service.paint(upload, order))
-                self._metrics.observe_stages(painting.stages)
-                return painting
+        try:
+            with self._service.uploads.receive() as upload:
+                await self._read(request, upload)
+                with self._service.admission.enter():
+                    painting = await while_connected(request.receive, self._service.paint(upload, order))
+        except GatewayError as error:
+            self._metrics.observe_failure(error)
+            raise
+        self._metrics.observe_stages(painting.stages)
+        return painting
 
     async def _read(self, request: Request, upload: Upload) -> None:
         try:

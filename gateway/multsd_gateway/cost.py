@@ -14,20 +14,24 @@ UNKNOWN = ModelDescription(frozenset(), {})
 # Of a model that does not tell its own.
 _WINDOW = 64  # latent cells
 _PAINTED = 8
+_WAITING = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Tritons:
-    """How many are ready, and how many pictures all of them together paint at a time."""
+    """How many are ready, and of all together: pictures painted at a time, requests that are painted or may wait."""
 
     count: int
     painted: int
+    capacity: int
 
 
 def tritons(models: Sequence[ModelDescription]) -> Tritons:
     """By what the served models say of themselves; one Triton where none has told."""
     known = models or (UNKNOWN,)
-    return Tritons(len(known), sum(model.number("max_running", _PAINTED) for model in known))
+    painted = sum(model.number("max_running", _PAINTED) for model in known)
+    waiting = sum(model.number("max_waiting", _WAITING, least=0) for model in known)
+    return Tritons(len(known), painted, painted + waiting)
 
 
 def most_rows(request: MultsdRequest, models: Sequence[ModelDescription]) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from multsd_client.errors import FieldNote
+
+# What refused a request: the bound of requests, of UNet rows that wait, of time, of bytes of all bodies; or the model.
+Reason = Literal["requests", "rows", "time", "bytes", "model"]
 
 
 class GatewayError(Exception):
@@ -42,7 +45,11 @@ class BodyTooSlowError(GatewayError):
 
 
 class OverloadedError(GatewayError):
-    """As many requests are at work and waiting as the settings allow."""
+    """As many requests are at work and waiting as the settings allow. reason: by which of the bounds."""
+
+    def __init__(self, message: str = "", *, reason: Reason = "requests", retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.reason: Reason = reason
 
 
 class ModelUnavailableError(GatewayError):
@@ -55,6 +62,10 @@ class ModelFullError(ModelUnavailableError):
 
 class DeadlineExceededError(GatewayError):
     """The picture was not ready within the time limit."""
+
+
+class ExpiredError(DeadlineExceededError):
+    """The time limit passed here, by the gateway's own clock, and not in the model."""
 
 
 class ClientGoneError(GatewayError):
@@ -86,6 +97,7 @@ ANSWERS: Mapping[type[GatewayError], Answer] = {
     ModelUnavailableError: Answer(503, "the model server is away or full, try again later", retry_after=2),
     ModelFullError: Answer(503, retry_after=2),
     DeadlineExceededError: Answer(504),
+    ExpiredError: Answer(504),
 }
 
 INTERNAL = Answer(500, "internal error")

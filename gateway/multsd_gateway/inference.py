@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -42,7 +43,7 @@ _SILENT = re.compile(r"(\w+): (?:no answer for [\d.]+ s|(?:\[request id: [^\]]*\
 
 _END_SECONDS = 2.0  # after its picture, in which Triton ends a stream
 _PING_SECONDS = 1.0
-_PROBE_SECONDS = 3.0
+_PROBE_SECONDS = 3.0  # between two probes of the model
 _SUSPECT_SECONDS = 1.0  # that a model under suspicion has to refuse a request
 _HUNG_SECONDS = 10.0  # that any other has
 
@@ -69,10 +70,10 @@ class ModelDescription:
         """The samplers that it names, its default first; none where it does not tell."""
         return tuple(name for part in self.parameters.get("samplers", "").split(",") if (name := part.strip()))
 
-    def number(self, name: str, default: int) -> int:
-        """One of its parameters that is a whole number above 0, the default where it does not tell."""
+    def number(self, name: str, default: int, *, least: int = 1) -> int:
+        """One of its parameters that is a whole number, the default where it does not tell one that is large enough."""
         text = self.parameters.get(name, "")
-        return int(text) if text.isdecimal() and int(text) else default
+        return int(text) if text.isdecimal() and int(text) >= least else default
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,8 @@ class TritonPainter:
         self._access = access
         self._headers = dict(access.headers)
         self._description: ModelDescription | None = None
-        self._probe: asyncio.Task[bool] | None = None
+        self._probe: asyncio.Task[bool] | None = None  # the last one; one at a time serves all who want to know
+        self._probed = -math.inf  # when it was begun, by the event loop's clock
         self._suspects: set[str] = set()  # models that Triton calls ready and whose process was found dead or silent
 
     @cached_property
@@ -195,6 +197,9 @@ class TritonPainter:
         return () if self._description is None else (self._description,)
 
     async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
         await self._client.close()
 
     async def _ask(self) -> ModelDescription:
@@ -213,10 +218,39 @@ class TritonPainter:
 
     async def _ready(self, model: str) -> bool:
         try:
-            ready = bool(await self._client.is_model_ready(model, headers=self._headers))
-            return ready and (model not in self._suspects or await self._alive(model, _SUSPECT_SECONDS))
+            if not await self._client.is_model_ready(model, headers=self._headers):
+                return False
+            if model in self._suspects:
+                return await self._alive(model, _SUSPECT_SECONDS)
         except (InferenceServerException, grpc.RpcError):
             return False
+        if model == tensors.MODEL:
+            self._probe_now_and_then()
+        return True
+
+    def _probe_now_and_then(self) -> None:
+        """Begin to probe the model where nobody has for a while: whoever asks next is told what was found.
+
+        It has as long as under a request, and nobody waits for it. Networks are not probed: Python ones would fail on
+        the smallest tensors, which an alert counts, and for the others Triton itself refuses them.
+        """
+        if asyncio.get_running_loop().time() >= self._probed + _PROBE_SECONDS:
+            self._probing()
+
+    def _probing(self) -> asyncio.Task[bool]:
+        """The probe of the model that is under way, or a new one."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._lives())
+            self._probed = asyncio.get_running_loop().time()
+        return self._probe
+
+    async def _lives(self) -> bool:
+        """Whether the model's process is neither dead nor silent; of a Triton that is away nothing is known."""
+        try:
+            return await self._alive(tensors.MODEL, _HUNG_SECONDS)
+        except (InferenceServerException, grpc.RpcError) as error:
+            log.debug("probe failed: %s", error)
+            return True
 
     def _suspect(self, message: str) -> None:
         self._suspects.update(DEAD.findall(message), _SILENT.findall(message))
@@ -280,13 +314,7 @@ class TritonPainter:
         """Let patience end once the model's process is dead or hangs; one probe at a time serves all requests."""
         while True:
             await asyncio.sleep(_PROBE_SECONDS)
-            if self._probe is None or self._probe.done():
-                self._probe = asyncio.create_task(self._alive(tensors.MODEL, _HUNG_SECONDS))
-            try:
-                alive = await asyncio.shield(self._probe)
-            except (InferenceServerException, grpc.RpcError) as error:
-                log.debug("probe failed: %s", error)
-                continue
+            alive = await asyncio.shield(self._probing())
             if not alive and not patience.expired():
                 patience.reschedule(asyncio.get_running_loop().time())
                 return

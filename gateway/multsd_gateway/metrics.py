@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from multsd_gateway.errors import ExpiredError, ModelFullError, OverloadedError, Reason
 from multsd_gateway.outcome import outcome_of
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,19 @@ class Metrics:
             "Connections that were cut because the client took nothing of its reply.",
             registry=self._registry,
         )
+        self.rejected = Counter(
+            "multsd_gateway_rejected",
+            "Requests refused because too much was at work: by the gateway's bounds, or by every model that it asked.",
+            ["reason"],
+            registry=self._registry,
+        )
+        for reason in get_args(Reason):  # a rate needs the zero before the first event
+            self.rejected.labels(reason)
+        self.expired = Counter(
+            "multsd_gateway_expired",
+            "Requests whose time was over in the gateway: waiting there, with their masks, or for the model.",
+            registry=self._registry,
+        )
         self.stages = Histogram(
             "multsd_gateway_stage_seconds",
             "Parts of finished pictures: read, masks, model, encode.",
@@ -100,6 +114,15 @@ class Metrics:
         """Count the parts of a finished picture."""
         for stage, value in seconds.items():
             self.stages.labels(stage).observe(value)
+
+    def observe_failure(self, error: Exception) -> None:
+        """Count a request that came to nothing, where it was refused or its time was over."""
+        if isinstance(error, OverloadedError):
+            self.rejected.labels(error.reason).inc()
+        elif isinstance(error, ModelFullError):
+            self.rejected.labels("model").inc()
+        elif isinstance(error, ExpiredError):
+            self.expired.inc()
 
     def text(self) -> bytes:
         """All of them in Prometheus's text format."""

@@ -20,7 +20,7 @@ from multsd_client.tensors import ModelRequest, Queued
 from multsd_gateway.admission import Admission, OnPlace
 from multsd_gateway.body import most_containers, parse_object
 from multsd_gateway.cost import most_rows, tritons
-from multsd_gateway.errors import DeadlineExceededError, InvalidRequestError
+from multsd_gateway.errors import ExpiredError, InvalidRequestError
 from multsd_gateway.inference import OnProgress, Painter
 from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, read_timeout, within_limits
 from multsd_gateway.masks import decode_masks
@@ -134,7 +134,7 @@ class Service:
                     timeout.reschedule(arrival + seconds)
                 return await self._paint(request, warnings, upload, order, watch)
         except TimeoutError:
-            raise DeadlineExceededError(f"expected a picture within {seconds:g} s, it was not ready") from None
+            raise ExpiredError(f"expected a picture within {seconds:g} s, it was not ready") from None
 
     async def in_thread_if_large(self, work: Callable[[], T], *, large: bool) -> T:
         """Run work here where changing threads would take longer."""

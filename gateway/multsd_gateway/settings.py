@@ -124,10 +124,12 @@ class Settings(BaseSettings):
     max_running: int = Field(
         default=64,
         ge=1,
-        description="Requests at work in Triton at once, painted or waiting there: more than all Tritons take. Each "
-        "holds up to max_mask_pixels bytes here.",
+        description="Most requests at work in Triton at once, painted or waiting there, and never more than all "
+        "Tritons take. Each holds up to max_mask_pixels bytes here.",
     )
-    max_waiting: int = Field(default=32, ge=0, description="Requests that may wait for those; past it 503 at once.")
+    max_waiting: int = Field(
+        default=32, ge=0, description="Requests that may be there beyond max_running; past it 503 at once."
+    )
     max_waiting_rows: int = Field(
         default=8000,
         ge=1,

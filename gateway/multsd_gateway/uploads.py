@@ -41,7 +41,7 @@ class Upload:
     def add(self, chunk: bytes) -> None:
         """Keep more of the body. Raises OverloadedError where all bodies together would be too many bytes."""
         if self._uploads.bytes + len(chunk) > self._uploads.max_bytes:
-            raise OverloadedError("too many large requests arrive at once, try again later")
+            raise OverloadedError("too many large requests arrive at once, try again later", reason="bytes")
         self._uploads.bytes += len(chunk)
         self._data += chunk
 

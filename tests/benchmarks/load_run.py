@@ -1,7 +1,8 @@
 """Many requests at once: `make bench-load`.
 
 `cpu`: mixed sizes at several concurrencies on the demo checkpoint, beside the published loop, one request at a time.
-`gpu`: the UNet replaced by a simulation that takes 10 ms and 1 ms a row, to see what the orchestrator adds.
+`gpu`: the UNet replaced by a simulation that takes 10 ms and 1 ms a row, to see what the orchestrator adds; the VAE's
+decoder, whose time on a processor would hide that, by one of 5 ms.
 `overload`: ten times what the stack can do, for a minute, wide requests among them.
 `soak`: small requests, half of them streams, some of them cancelled at random.
 `deterministic`: what it costs that every call of the UNet has one size.
@@ -198,7 +199,8 @@ def gpu(requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.", m
             bound = 1 / (rows_each / MAX_BATCH_SIZE * (CALL_SECONDS + MAX_BATCH_SIZE * ROW_SECONDS))
             reached, busy_share = steady_rate(answers, AT_ONCE), (after[2] - busy) / taken
             report.show(
-                f"simulation, a UNet call takes {CALL_SECONDS * 1e3:.0f} ms + {ROW_SECONDS * 1e3:.0f} ms a row: "
+                f"simulation, a UNet call takes {CALL_SECONDS * 1e3:.0f} ms + {ROW_SECONDS * 1e3:.0f} ms a row, "
+                f"a decoding {DECODE_SECONDS * 1e3:.0f} ms: "
                 f"{reached:.2f} pictures/s of {rows_each:.0f} rows, {AT_ONCE} at once, bound {bound:.2f}, "
                 f"{(after[0] - rows) / (after[1] - calls):.1f} rows a call, the UNet busy {busy_share:.0%} of the time"
             )

@@ -198,6 +198,27 @@ def test_dead_model_process_is_unavailable_until_triton_is_started_anew(tmp_path
             assert gateway.post("/multsd", json=request_body()).status_code == 200
 
 
+def test_model_process_that_dies_while_nobody_asks_for_a_picture_is_not_ready(tmp_path: Path) -> None:
+    settings, gateway_settings = stack_settings(tmp_path)
+    with (
+        gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway,
+        triton(settings, tmp_path / "triton.log") as served,
+    ):
+        ready_again(gateway)
+        for _ in range(20):  # the model answers probes meanwhile
+            assert gateway.get("/readyz").status_code == 200
+            time.sleep(0.5)
+        (pid,) = [pid for pid, name in model_processes(served).items() if name == "multidiffusion"]
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while (response := gateway.get("/readyz")).status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert response.json()["missing"] == ["multidiffusion"]
+        time.sleep(5)
+        assert gateway.get("/readyz").status_code == 503
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_during_the_start_leaves_one_sentence_and_no_process(tmp_path: Path, number: signal.Signals) -> None:
     process = start_stack(tmp_path, "serve")[0]

@@ -29,13 +29,22 @@ class Clock:
 class Service:
     """An admission with requests whose pictures are done when the test says so."""
 
-    def __init__(self, *, running: int = 64, waiting: int = 32, waiting_rows: int = 8000, tritons: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        running: int = 64,
+        waiting: int = 32,
+        waiting_rows: int = 8000,
+        tritons: int = 1,
+        capacity: int = 40,
+    ) -> None:
+        """capacity: requests that each Triton paints or lets wait."""
         self.clock = Clock()
         self.admission = Admission(
             running=running,
             waiting=waiting,
             waiting_rows=waiting_rows,
-            tritons=lambda: Tritons(tritons, 8 * tritons),
+            tritons=lambda: Tritons(tritons, 8 * tritons, capacity * tritons),
             clock=self.clock,
         )
 
@@ -245,6 +254,52 @@ def test_admission_counts_those_at_work_and_those_that_wait() -> None:
         pass
 
 
+@pytest.mark.parametrize(("running", "capacity", "working"), [(64, 40, 40), (30, 40, 30), (64, 12, 12)])
+def test_no_more_work_than_the_tritons_take_and_the_next_begins_when_one_is_done(
+    running: int, capacity: int, working: int
+) -> None:
+    async def scenario(stack: AsyncExitStack) -> None:
+        service = Service(running=running, waiting=96 - running, capacity=capacity)
+        first = await stack.enter_async_context(AsyncExitStack())
+        assert await service.take(first, 1) is True
+        for _ in range(working - 1):
+            assert await service.take(stack, 1) is True
+        next_one = asyncio.create_task(service.take(stack, 1))
+        await asyncio.sleep(0.01)
+        assert not next_one.done()
+        await first.aclose()
+        assert await next_one is True
+
+    _run(scenario)
+
+
+def test_once_another_triton_is_back_as_many_begin_as_it_takes() -> None:
+    async def scenario(_: AsyncExitStack) -> list[bool]:
+        ready = Tritons(1, 1, 1)
+        admission = Admission(running=64, waiting=32, waiting_rows=8000, tritons=lambda: ready)
+        stay = asyncio.Event()
+
+        async def request(until: asyncio.Event) -> None:
+            async with admission.slot(1, 60):
+                working.append(True)
+                await until.wait()
+
+        working: list[bool] = []
+        gates = [asyncio.Event(), *[stay] * 4]
+        tasks = [asyncio.create_task(request(gate)) for gate in gates]
+        await asyncio.sleep(0.01)
+        assert len(working) == 1
+        ready = Tritons(3, 3, 3)
+        gates[0].set()
+        await asyncio.sleep(0.01)
+        begun = list(working)
+        stay.set()
+        await asyncio.gather(*tasks)
+        return begun
+
+    assert len(_run(scenario)) == 1 + 3
+
+
 def _after(ended: type[BaseException] | None, seconds: float, *, pace: float | None, times: int = 1) -> Any:
     """Retry-After beside one of 400 rows, after others of 400 ended like this after so many seconds each."""
 
@@ -266,8 +321,28 @@ def _after(ended: type[BaseException] | None, seconds: float, *, pace: float | N
 
 @pytest.mark.parametrize("ended", [None, asyncio.CancelledError, DeadlineExceededError])
 def test_the_pace_is_learnt_however_a_picture_ends(ended: type[BaseException] | None) -> None:
-    assert _after(ended, 150, pace=None) == 150  # the one before takes as long
+    assert _after(ended, LIMIT, pace=None) == LIMIT  # the one before takes as long
     assert _after(ended, 150, pace=PACE, times=2) == 150
+
+
+@pytest.mark.parametrize("ended", [asyncio.CancelledError, DeadlineExceededError])
+@pytest.mark.parametrize("seconds", [0, 0.1, LIMIT - 1])
+def test_who_ends_before_its_time_is_over_sets_no_pace(ended: type[BaseException], seconds: float) -> None:
+    assert _after(ended, seconds, pace=None) is True, "nothing is known yet"
+
+
+def test_the_pace_is_learnt_when_the_gateways_own_limit_ends_the_first_picture() -> None:
+    async def scenario(stack: AsyncExitStack) -> Any:
+        admission = Admission(running=64, waiting=32, waiting_rows=8000)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3), admission.slot(SMALL, 0.3):
+                await asyncio.sleep(3600)
+        await stack.enter_async_context(admission.slot(SMALL, LIMIT))
+        with pytest.raises(OverloadedError) as refused:
+            await stack.enter_async_context(admission.slot(SMALL, 0.1))
+        return refused.value.retry_after
+
+    assert _run(scenario) == 1
 
 
 def test_one_slow_picture_alone_does_not_change_what_is_known() -> None:
@@ -286,12 +361,12 @@ def test_a_triton_that_was_away_tells_nothing_of_the_pace() -> None:
 @pytest.mark.parametrize(
     ("work", "tritons", "starts", "ends"),
     [
-        ([], Tritons(1, 8), [], []),
-        ([3, 1], Tritons(1, 1), [0, 3], [3, 4]),
-        ([3, 1], Tritons(1, 2), [0, 0], [4, 2]),
-        ([3, 1], Tritons(2, 2), [0, 0], [3, 1]),
-        ([3, 1, 1], Tritons(1, 2), [0, 0, 2], [5, 2, 4]),
-        ([0, 2, 0], Tritons(1, 1), [0, 0, 2], [0, 2, 2]),
+        ([], Tritons(1, 8, 40), [], []),
+        ([3, 1], Tritons(1, 1, 40), [0, 3], [3, 4]),
+        ([3, 1], Tritons(1, 2, 40), [0, 0], [4, 2]),
+        ([3, 1], Tritons(2, 2, 40), [0, 0], [3, 1]),
+        ([3, 1, 1], Tritons(1, 2, 40), [0, 0, 2], [5, 2, 4]),
+        ([0, 2, 0], Tritons(1, 1, 40), [0, 0, 2], [0, 2, 2]),
     ],
 )
 def test_a_forecast_shares_tritons_evenly_and_lets_the_next_begin(
@@ -302,5 +377,5 @@ def test_a_forecast_shares_tritons_evenly_and_lets_the_next_begin(
 
 def test_a_forecast_tells_what_is_left_after_a_while() -> None:
     inf = math.inf
-    assert forecast([3, 1, 1], Tritons(1, 2), until=1) == ([0, 0, inf], [inf, inf, inf], [2.5, 0.5, 1])
-    assert forecast([3, 1, 1], Tritons(1, 2), until=3) == ([0, 0, 2], [inf, 2, inf], [1.5, 0, 0.5])
+    assert forecast([3, 1, 1], Tritons(1, 2, 40), until=1) == ([0, 0, inf], [inf, inf, inf], [2.5, 0.5, 1])
+    assert forecast([3, 1, 1], Tritons(1, 2, 40), until=3) == ([0, 0, 2], [inf, 2, inf], [1.5, 0, 0.5])

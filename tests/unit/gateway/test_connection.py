@@ -201,6 +201,29 @@ def test_requests_past_the_bound_are_a_503_at_once_and_the_others_finish() -> No
     assert all(reply.headers["Retry-After"] == "5" for reply in replies if reply.status_code == 503)
 
 
+def test_by_default_no_more_requests_are_sent_to_the_model_than_it_takes() -> None:
+    async def scenario() -> tuple[int, int]:
+        painter = FakePainter(forever=True)
+        app = create_app(settings(), painter)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            body = seed_request(ddim_steps=1)
+            asked = [asyncio.create_task(client.post("/multsd", json=body)) for _ in range(41)]
+            while len(painter.requests) < 40:  # noqa: ASYNC110 - the painter tells only of its first
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            sent = len(painter.requests)
+            assert not any(each.done() for each in asked), "all are accepted"
+            asked[0].cancel()
+            while len(painter.requests) < 41:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return sent, len(painter.requests)
+
+    assert asyncio.run(scenario()) == (40, 41)
+
+
 @pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
 def test_rows_past_the_bound_are_a_503_before_a_mask_is_decoded(path: str) -> None:
     async def scenario() -> tuple[httpx.Response, httpx.Response]:

@@ -90,11 +90,13 @@ def test_what_a_model_does_not_tell_is_the_usual(models: list[ModelDescription],
     assert most_rows(read_request(seed_request(), strict=True).request, models) == rows
 
 
-def test_tritons_paint_together_what_each_tells() -> None:
-    assert tritons([]) == Tritons(1, 8)
-    assert tritons([_model(max_running=8), _model(max_running=4), _model()]) == Tritons(3, 20)
+def test_tritons_paint_and_take_together_what_each_tells() -> None:
+    assert tritons([]) == Tritons(1, 8, 40)
+    models = [_model(max_running=8, max_waiting=32), _model(max_running=4, max_waiting=0), _model()]
+    assert tritons(models) == Tritons(3, 20, 40 + 4 + 40)
 
 
 def test_what_is_taken_for_granted_of_a_model_is_in_its_configuration() -> None:
     config = CONFIG.read_text()
     assert 'key: "max_running" value { string_value: "8" }' in config
+    assert 'key: "max_waiting" value { string_value: "32" }' in config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from typing import Any
 
 import httpx
@@ -12,7 +14,9 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from multsd_gateway.app import create_app
-from multsd_gateway.errors import DeadlineExceededError
+from multsd_gateway.errors import DeadlineExceededError, ModelFullError, ModelUnavailableError
+from multsd_gateway.inference import ModelDescription
+from multsd_gateway.limits import TIMEOUT
 from tests.unit.gateway.fakes import FakePainter, ask, seed_request, settings
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -120,6 +124,90 @@ def test_a_request_at_work_is_in_flight() -> None:
         return _parsed(text)
 
     assert _of(asyncio.run(scenario()), "requests_in_flight", path="/multsd") == 1
+
+
+NOTHING = {
+    **{f'rejected_total{{reason="{reason}"}}': 0.0 for reason in ("requests", "rows", "time", "bytes", "model")},
+    "expired_total": 0.0,
+}
+
+
+def _came_to_nothing(text: str) -> dict[str, float]:
+    """The samples of refusals and of deadlines, by name and reason."""
+    samples = re.findall(r"^multsd_gateway_((?:rejected|expired)_total\S*) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in samples}
+
+
+@pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
+@pytest.mark.parametrize(
+    ("reason", "held", "changes"),
+    [
+        ("requests", 1, {"max_running": 1, "max_waiting": 0}),
+        ("rows", 2, {"max_waiting_rows": 200}),  # 140 each
+        ("time", 1, {"max_waiting_rows": 100}),
+        ("bytes", 0, {"max_uploaded_bytes": 100}),
+    ],
+)
+def test_a_refusal_is_counted_once_by_its_reason(path: str, reason: str, held: int, changes: dict[str, Any]) -> None:
+    async def scenario() -> str:
+        painter = FakePainter(forever=True, description=ModelDescription(frozenset(), {"max_running": "1"}))
+        app = create_app(settings(triton_metrics_url="", **changes), painter)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            present = [asyncio.create_task(client.post("/multsd", json=seed_request())) for _ in range(held)]
+            while len(painter.requests) < held:  # noqa: ASYNC110 - the painter tells only of its first
+                await asyncio.sleep(0.01)
+            assert (await client.post(path, json=seed_request())).status_code == 503
+            for each in present:
+                each.cancel()
+            await asyncio.gather(*present, return_exceptions=True)
+            return (await client.get("/metrics")).text
+
+    assert _came_to_nothing(asyncio.run(scenario())) == NOTHING | {f'rejected_total{{reason="{reason}"}}': 1}
+
+
+@pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (ModelFullError("full", retry_after=9), {'rejected_total{reason="model"}': 1}),
+        (ModelUnavailableError("away"), {}),
+        (DeadlineExceededError("the model says so, and counts it"), {}),
+        (None, {}),
+    ],
+)
+def test_what_the_model_refuses_is_counted_and_what_else_it_fails_at_is_not(
+    path: str, error: Exception | None, counted: dict[str, float]
+) -> None:
+    app = create_app(settings(triton_metrics_url=""), FakePainter(error=error))
+    ask(app, "POST", path, json=seed_request())
+
+    assert _came_to_nothing(ask(app, "GET", "/metrics").text) == NOTHING | counted
+
+
+@pytest.mark.parametrize("path", ["/multsd", "/multsd/stream"])
+@pytest.mark.parametrize("where", ["queue", "masks", "model"])
+def test_a_request_whose_time_is_over_in_the_gateway_is_counted_once(
+    path: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> str:
+        painter = FakePainter(forever=True)
+        app = create_app(settings(triton_metrics_url="", max_running=1), painter)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            first = asyncio.create_task(client.post("/multsd", json=seed_request()))
+            if where == "queue":
+                await painter.started.wait()
+            else:
+                first.cancel()
+            if where == "masks":
+                monkeypatch.setattr("multsd_gateway.service.decode_masks", lambda *_, **__: time.sleep(0.3))
+            reply = await client.post(path, json=seed_request(), headers={TIMEOUT: "0.1"})
+            assert "expected a picture within 0.1 s, it was not ready" in reply.text
+            assert len(painter.requests) == (where != "masks")
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            return (await client.get("/metrics")).text
+
+    assert _came_to_nothing(asyncio.run(scenario())) == NOTHING | {"expired_total": 1}
 
 
 def test_without_tritons_metrics_the_gateways_own_are_told() -> None:

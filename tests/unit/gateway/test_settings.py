@@ -35,7 +35,7 @@ def test_a_bad_setting_is_named() -> None:
         load_settings({"port": 0})
 
 
-def test_more_requests_go_through_than_one_triton_takes_so_that_its_rows_decide() -> None:
+def test_by_default_as_many_requests_go_through_as_one_triton_takes_so_that_its_rows_decide() -> None:
     config = (Path(__file__).parents[3] / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
     told = dict(re.findall(r'key: "(max_\w+)" value { string_value: "(\d+)" }', config))
 

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 from tritonclient.grpc import service_pb2
 
+from multsd_gateway.balancing import BalancedPainter, Endpoint
 from multsd_gateway.errors import ModelUnavailableError
 from multsd_gateway.inference import TritonPainter
 from tests.unit.gateway.test_inference import PROGRESS, FakeTriton, _paint, _with
@@ -26,6 +28,7 @@ class ProbedTriton(FakeTriton):
     """
 
     answer: Any = None
+    after: float = 0.0  # seconds
     tells: bool = True  # its metadata
     probes: int = 0
     ended_probes: int = 0
@@ -37,6 +40,7 @@ class ProbedTriton(FakeTriton):
                 self.probes += 1
                 if self.probes == 4:
                     self.several.set()
+                await asyncio.sleep(self.after)
                 if self.answer is not None:
                     yield self.answer
                 await asyncio.sleep(0.05 if self.answer is REFUSAL else 3600)
@@ -132,3 +136,120 @@ def test_a_network_whose_queue_is_full_is_ready() -> None:
         return await painter.missing(["unet"])
 
     assert _with(triton, use) == []
+
+
+MODELS = ["multidiffusion", "unet"]
+
+
+async def _until(painter: TritonPainter, missing: list[str]) -> None:
+    while await painter.missing(MODELS) != missing:  # noqa: ASYNC110 - the probe tells nobody
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("answer", [DEAD, None], ids=["dead", "hung"])
+def test_without_any_request_a_model_that_dies_or_hangs_is_not_ready_until_it_answers(answer: Any) -> None:
+    triton = ProbedTriton(answer=REFUSAL, loaded=("multidiffusion", "unet"))
+
+    async def use(painter: TritonPainter) -> None:
+        assert await painter.missing(MODELS) == []
+        await asyncio.sleep(0.2)
+        assert await painter.missing(MODELS) == []
+        triton.answer, probes = answer, triton.probes
+        await _until(painter, ["multidiffusion"])
+        assert triton.probes <= probes + 3, "one that was under way, the next, and one on suspicion"
+        triton.answer = REFUSAL
+        await _until(painter, [])
+
+    _with(triton, use)
+    assert triton.requests == []
+
+
+def test_a_balanced_triton_whose_model_dies_gets_no_request_any_more() -> None:
+    triton = ProbedTriton(answer=REFUSAL, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> None:
+        balanced = BalancedPainter([Endpoint("0", painter)], models=["multidiffusion"], probe_seconds=0.5)
+        balanced.start()
+        await asyncio.sleep(0.2)
+        assert balanced.endpoints[0].ready
+        triton.answer = DEAD
+        while balanced.endpoints[0].ready:  # noqa: ASYNC110 - the probe tells nobody
+            await asyncio.sleep(0.01)
+        assert await balanced.missing(["multidiffusion"]) == ["multidiffusion"]
+        await balanced.close()
+
+    _with(triton, use)
+
+
+def test_a_model_that_answers_late_keeps_nobody_waiting_and_is_ready() -> None:
+    triton = ProbedTriton(answer=REFUSAL, after=0.2, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> None:
+        clock = asyncio.get_running_loop().time
+        ends = clock() + 1
+        while (began := clock()) < ends:
+            assert await painter.missing(["multidiffusion"]) == []
+            assert clock() - began < 0.15, "nobody waits for the probe"
+            await asyncio.sleep(0.01)
+
+    _with(triton, use)
+    assert 2 <= triton.ended_probes <= triton.probes <= 5, "one at a time, each to its end"
+
+
+def test_probes_are_as_rare_as_under_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multsd_gateway.inference._PROBE_SECONDS", 60)
+    triton = ProbedTriton(answer=REFUSAL, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> None:
+        for _ in range(20):
+            assert await painter.missing(["multidiffusion"]) == []
+            await asyncio.sleep(0.01)
+
+    _with(triton, use)
+    assert triton.probes == 1
+
+
+def test_networks_and_models_that_are_not_loaded_are_not_probed() -> None:
+    triton = ProbedTriton(answer=DEAD, loaded=("unet",))
+
+    async def use(painter: TritonPainter) -> None:
+        for _ in range(3):
+            assert await painter.missing(MODELS) == ["multidiffusion"]
+            await asyncio.sleep(0.1)
+
+    _with(triton, use)
+    assert triton.probes == 0
+
+
+def test_a_triton_that_goes_away_under_a_probe_says_nothing_of_the_model() -> None:
+    class Leaving(ProbedTriton):
+        asked = 0
+
+        async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+            self.asked += 1
+            if self.asked < 3:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "shutting down")
+            return await super().ModelMetadata(request, context)
+
+    triton = Leaving(answer=REFUSAL, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> None:
+        while not triton.ended_probes:
+            assert await painter.missing(["multidiffusion"]) == []
+            await asyncio.sleep(0.01)
+
+    _with(triton, use)
+
+
+def test_a_painter_that_is_closed_leaves_no_probe() -> None:
+    triton = ProbedTriton(answer=None, loaded=("multidiffusion",))
+
+    async def use(painter: TritonPainter) -> None:
+        before = asyncio.all_tasks()
+        assert await painter.missing(["multidiffusion"]) == []
+        await asyncio.sleep(0.05)
+        (probe,) = (each for each in asyncio.all_tasks() - before if "_lives" in repr(each))
+        await painter.close()
+        assert probe.cancelled()
+
+    _with(triton, use)
