@@ -123,11 +123,14 @@ def check_ended_unavailable(lines: Iterator[str]) -> None:
 
 def test_a_unet_that_hangs_ends_its_requests_until_it_wakes(served: Served) -> None:
     gateway = served.gateway
-    with ThreadPoolExecutor(1) as pool, under_way(gateway, steps=190) as lines:
+    with ThreadPoolExecutor(11) as pool, under_way(gateway, steps=190) as lines:
         with served.hung("unet"):
-            plain = asked(pool, gateway, steps=4)
+            began = time.monotonic()
+            plain = [asked(pool, gateway, steps=4) for _ in range(11)]  # 4 fill a call, and 8 run at a time
             check_ended_unavailable(lines)
-            check_unavailable(plain.result(timeout=5 * SILENCE))
+            for each in plain:
+                check_unavailable(each.result(timeout=5 * SILENCE))
+            assert time.monotonic() - began < 2 * SILENCE
             answer = gateway.get("/readyz")
             assert answer.status_code == 503
             assert answer.json()["missing"] == ["unet"]

@@ -20,6 +20,11 @@ KNOWN_CALLS = 20  # of the UNet that its pace is known by
 LONGEST_CALL = 4.0  # times the median, that a call counts for in the mean
 RECENT = 10.0  # seconds for which a call tells what the UNet can do
 ENOUGH_CALLS = 3  # of which the fastest tells it
+MANY_CALLS = 100  # after which the fastest that the UNet ever was tells something; fewer may all have been slow ones
+# Times that the UNet may be faster than it ever was. Others that shared the machine may have slowed all of many calls,
+# but hardly so much. With each idle hour it may be as many times more, so that nothing is refused for ever if it was.
+FASTER = 10.0
+FASTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,27 @@ class _Call:
     ended: float
 
 
+class _Fastest:
+    """The fastest that calls ever were: by the mean of several in a row, for one alone may be measured too short."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=KNOWN_CALLS)
+        self._count = 0
+        self._least = math.inf
+
+    def saw(self, seconds: float) -> None:
+        """Count a call."""
+        self._count += 1
+        self._last.append(seconds)
+        if len(self._last) == KNOWN_CALLS:
+            self._least = min(self._least, sum(self._last) / KNOWN_CALLS)
+
+    @property
+    def seconds(self) -> float:
+        """Of a call; 0 as long as there were few."""
+        return self._least if self._count >= MANY_CALLS else 0.0
+
+
 class Pace:
     """How fast the UNet works, by its last calls. Two questions, two answers, neither spoilt for long by a slow call.
 
@@ -39,7 +65,8 @@ class Pace:
 
     `least_seconds`, for refusing what cannot be done: a lower bound. Rows take least time in full calls, and a full
     call takes no less than the fastest full one lately seen, or the fastest of any size where few were full. Calls that
-    ended a while ago count no more: with none since, nothing is known, as at the start, and nothing is refused.
+    ended a while ago count no more: with few since, as after an idle time, only that is refused which takes many times
+    as long as the UNet ever needed at its fastest; and nothing as long as it has made few calls at all.
     """
 
     def __init__(self, *, places: int, calls: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,10 +75,15 @@ class Pace:
         self._at_a_time = calls
         self._clock = clock
         self._calls: deque[_Call] = deque(maxlen=KNOWN_CALLS)
+        self._ever, self._ever_full = _Fastest(), _Fastest()
 
     def saw(self, rows: int, seconds: float, *, padded: int = 0) -> None:
         """Count one call of the UNet that has just ended; padded: rows more that it had and nobody wanted."""
-        self._calls.append(_Call(rows, rows + padded >= self._places, seconds, self._clock()))
+        call = _Call(rows, rows + padded >= self._places, seconds, self._clock())
+        self._calls.append(call)
+        self._ever.saw(seconds)
+        if call.full:
+            self._ever_full.saw(seconds)
 
     def seconds(self, rows: int) -> float:
         """How long so many rows take; 0 as long as nothing is known."""
@@ -62,13 +94,21 @@ class Pace:
         return rows * seen / sum(call.rows for call in self._calls)
 
     def least_seconds(self, rows: int) -> float:
-        """What so many rows take at the very least; 0 as long as nothing is known."""
+        """What so many rows take at the very least; 0 as long as too little is known."""
         recent = [call for call in self._calls if call.ended > self._clock() - RECENT]
         full = [call for call in recent if call.full]
         known = full if len(full) >= ENOUGH_CALLS else recent
-        if len(known) < ENOUGH_CALLS:
+        enough = len(known) >= ENOUGH_CALLS
+        least = min(call.seconds for call in known) if enough else self._least_after_idle_time()
+        return rows / (self._places * self._at_a_time) * least
+
+    def _least_after_idle_time(self) -> float:
+        """What a full call takes at the very least, by calls that ended a while ago; 0 as long as they are few."""
+        fastest = self._ever_full.seconds or self._ever.seconds
+        if not fastest:
             return 0.0
-        return rows / (self._places * self._at_a_time) * min(call.seconds for call in known)
+        idle = self._clock() - self._calls[-1].ended
+        return fastest / (FASTER * (1 + idle / FASTER_SECONDS))
 
 
 @dataclass(eq=False)
@@ -155,6 +195,12 @@ class Admission:
         finally:
             self._running.discard(place)
             self._admit()
+
+    def end_waiting(self, error: Exception) -> None:
+        """End every wait for a place with an error."""
+        for ticket in self._queue:
+            if not ticket.admitted.done():
+                ticket.admitted.set_exception(error)
 
     async def _enter(self, place: Place, on_position: OnPosition, look: Look) -> None:
         if self.running < self._places and not self._queue:

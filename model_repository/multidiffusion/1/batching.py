@@ -6,8 +6,9 @@ B rows.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from errors import SilentNetworkError
 from sampling import Denoising, UNetRows
 
 CallUNet = Callable[[UNetRows], Awaitable[Tensor]]
+OnSilence = Callable[[SilentNetworkError], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +88,45 @@ class UNetBatcher:
 
     Canvases take turns, in which each may have half of a call: small steps go out whole, so that their canvases soon
     have more rows to offer. (Were every canvas given as many rows as the others, equal ones would end their steps all
-    together and leave every second call half empty.) One canvas alone waits for nobody, one with many rows is spread
-    over calls, and one that comes later is the first in the next call that is filled.
+    together and leave every second call half empty.) One canvas alone waits for nobody, and one with many rows is
+    spread over calls. Those that come later are the first in the next call that is filled, in half of it: the other
+    half is for those that were there before, however many come.
 
     The way to the UNet and back takes a while, in which it is idle. Calls ahead wait at the UNet's door instead, where
     that costs nobody much: if small steps fill half of a call, which is rows enough for the UNet to work on while the
     rows of the call before come back; or a whole call if only wide canvases are there. A small step beside a wide
-    canvas never finds more than one call before its own.
+    canvas never finds more than one call before its own, but for a canvas's first: that may find as many as were out
+    when it came.
+
+    When the UNet is found silent every canvas that waits for it ends, and not only those of the call that found it:
+    the others would wait as long again, one call after the other. Those that come later have a call of their own to
+    try, and end together as well.
     """
 
-    def __init__(self, unet: CallUNet, *, max_batch_size: int, calls: int = 1, ahead: int = 0) -> None:
-        """calls: at a time; as many as the UNet has instances. ahead: so many more, under the conditions above."""
+    def __init__(
+        self,
+        unet: CallUNet,
+        *,
+        max_batch_size: int,
+        calls: int = 1,
+        ahead: int = 0,
+        on_silence: OnSilence = lambda _: None,
+    ) -> None:
+        """calls: at a time; as many as the UNet has instances. ahead: so many more, under the conditions above.
+
+        on_silence: is called when the UNet is found silent, once every canvas that waits for it has ended.
+        """
         self._unet = unet
+        self._on_silence = on_silence
         self._max_batch_size = max_batch_size
         self._calls = calls
         self._most_calls = calls + ahead
         self._queue: deque[_Waiting] = deque()  # canvases with untaken rows, whose turn is next at the front
         self._small_steps = 0  # that are not complete
         self._working = 0
+        self._made = 0  # calls so far, by which they are numbered
+        self._answered = 0  # the last of them that was
+        self._under_way: set[asyncio.Task[list[_Answer]]] = set()  # calls
         self._open: set[_Waiting] = set()  # canvases whose step is not complete
         self._workers: set[asyncio.Task[None]] = set()  # the loop itself would forget them
 
@@ -160,12 +183,16 @@ class UNetBatcher:
             if not parts:
                 return
             call = asyncio.ensure_future(self._predict(parts))
+            self._under_way.add(call)
+            call.add_done_callback(self._under_way.discard)
             await asyncio.sleep(0)
             self._hire()
             while answers:
                 answers.popleft().give()
                 await asyncio.sleep(0)
-            answers.extend(await call)
+            await asyncio.wait([call])
+            if not call.cancelled():
+                answers.extend(call.result())
 
     def _full_of_small_steps(self) -> bool:
         return self._waiting_small_rows() >= self._max_batch_size
@@ -175,7 +202,7 @@ class UNetBatcher:
 
     def _fill(self) -> list[_Part]:
         """Take the next call's rows."""
-        order = sorted(self._queue, key=lambda each: not each.new)
+        order = self._order()
         wanted = [each.untaken for each in order]
         shares = share(wanted, self._max_batch_size)
         parts = [
@@ -186,19 +213,62 @@ class UNetBatcher:
         self._queue = deque(each for _, each in turns if each.untaken)
         return parts
 
+    def _order(self) -> list[_Waiting]:
+        """Whose turn it is: as many of those that are new as half of a call holds, those that are not, and the rest."""
+        places = self._max_batch_size // 2
+        if not places:
+            return list(self._queue)
+        new = [each for each in self._queue if each.new]
+        ends = accumulate(min(each.untaken, places) for each in new)
+        first = sum(end <= places for end in ends)
+        return [*new[:first], *(each for each in self._queue if not each.new), *new[first:]]
+
     async def _predict(self, parts: Sequence[_Part]) -> list[_Answer]:
         """One call. Where it fails every canvas is asked for alone, so that none fails another."""
         try:
             rows = join([part.rows for part in parts])
-            prediction = await self._unet(rows)
+            prediction = await self._ask(rows, [part.waiting for part in parts])
             predictions = split(prediction, [len(part.rows) for part in parts])
+        except SilentNetworkError:
+            return []
         except Exception as error:
-            if len(parts) == 1 or isinstance(error, SilentNetworkError):
-                for part in parts:
-                    part.waiting.fail(error)
+            if len(parts) == 1:
+                parts[0].waiting.fail(error)
                 return []
-            return [answer for part in parts for answer in await self._predict([part])]
+            answers = []
+            for part in parts:
+                if not part.waiting.completed.done():  # the UNet may have fallen silent at the one before
+                    answers += await self._predict([part])
+            return answers
         return [_Answer(part, own) for part, own in zip(parts, predictions, strict=True)]
+
+    async def _ask(self, rows: UNetRows, canvases: Iterable[_Waiting]) -> Tensor:
+        """One call of the UNet, for these canvases. If it is silent, ends them and whoever waits as they do."""
+        self._made += 1
+        number = self._made
+        try:
+            prediction = await self._unet(rows)
+        except SilentNetworkError as error:
+            # An answer to a call before would have begun the time of this one anew; one to a later call tells that it
+            # is only this one that was lost.
+            if number > self._answered:
+                self._end_all(error)
+            for waiting in canvases:
+                waiting.fail(error)
+            raise
+        except Exception:
+            self._answered = max(self._answered, number)  # an error is an answer, too
+            raise
+        self._answered = max(self._answered, number)
+        return prediction
+
+    def _end_all(self, error: SilentNetworkError) -> None:
+        """End whatever waits for the UNet, and leave the other calls behind: their workers are for those that come."""
+        for waiting in self._open:
+            waiting.fail(error)
+        for call in self._under_way - {asyncio.current_task()}:
+            call.cancel()
+        self._on_silence(error)
 
 
 def turn(places: int) -> int:

@@ -72,12 +72,6 @@ class TritonPythonModel:
         self.embeddings = EmbeddingCache(int(config["parameters"]["embedding_cache_bytes"]["string_value"]))
         unet_calls = int(config["parameters"]["unet_calls"]["string_value"])
         unet_calls_ahead = int(config["parameters"]["unet_calls_ahead"]["string_value"])
-        self.batcher = UNetBatcher(
-            self._call_unet,
-            max_batch_size=self.checkpoint.unet_max_batch_size,
-            calls=unet_calls,
-            ahead=unet_calls_ahead,
-        )
         self.deterministic = flag(config, "deterministic")
         self.calls = Calls(
             float(config["parameters"]["network_seconds"]["string_value"]),
@@ -100,6 +94,13 @@ class TritonPythonModel:
             pace=self.pace,
             look_every=CANCELLED_EVERY,
             on_change=self._show_load,
+        )
+        self.batcher = UNetBatcher(
+            self._call_unet,
+            max_batch_size=self.checkpoint.unet_max_batch_size,
+            calls=unet_calls,
+            ahead=unet_calls_ahead,
+            on_silence=self.admission.end_waiting,  # let in by lots, each would wait as long again
         )
         self.fields = [tensor["name"] for tensor in config["input"]]
         torch.set_num_threads(1)  # the arithmetic here is small; the cores belong to the networks
@@ -396,11 +397,11 @@ class Progress:
     def check(self, at_least: float = 0.0) -> None:
         """Look, unless that was a moment ago. Raises DeadlineError, too, where fewer seconds are left."""
         now = time.monotonic()
+        left = self._ends - now
+        if left <= 0:  # first: a client that knows its deadline leaves when it is over
+            raise expired(self._deadline)
         if now >= self._looked + CANCELLED_EVERY:
             self.look()
-        left = self._ends - now
-        if left <= 0:
-            raise expired(self._deadline)
         if left < at_least:
             raise DeadlineError(f"at least {at_least:.1f} s more are needed, {left:.1f} s are left")
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+CODES = {"DEADLINE_EXCEEDED": "CANCELLED"}  # of names that Triton's codes lack
+
 
 class TritonPythonModel:
     """Forwards tensors as they are: checking them is the callee's."""
@@ -34,7 +36,7 @@ def forward(request: Any) -> Any:
 def named_error(message: str) -> Any:
     """An error from "CODE: message": Triton before 25.01 loses the code of a callee's error on its way here."""
     name, separator, text = message.partition(": ")
-    code = getattr(pb_utils.TritonError, name, None)
+    code = getattr(pb_utils.TritonError, CODES.get(name, name), None)
     if not separator or code is None:
         return pb_utils.TritonError(message)
     return pb_utils.TritonError(text, code)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from admission import RECENT, Admission, Look, OnPosition, Pace, rows_until
+from admission import FASTER, FASTER_SECONDS, MANY_CALLS, RECENT, Admission, Look, OnPosition, Pace, rows_until
 from errors import CancelledRequestError, OverloadedError
 
 PLACES = 16
@@ -219,6 +219,25 @@ def test_what_those_that_run_have_done_shortens_the_time_that_a_refusal_tells() 
     asyncio.run(scenario())
 
 
+def test_an_end_of_all_waiting_ends_none_that_run_and_none_that_come_later() -> None:
+    async def scenario() -> None:
+        visitors = Visitors(running=1, waiting=3)
+        first, *waiting = [await visitors.come(name) for name in "abc"]
+        visitors.admission.end_waiting(RuntimeError("no answer"))
+        later = await visitors.come("d")
+        for each in waiting:
+            with pytest.raises(RuntimeError, match="no answer"):
+                await each
+        assert visitors.inside == ["a"]
+        assert visitors.admission.waiting == 1
+        await visitors.go("a")
+        assert visitors.inside == ["d"]
+        await visitors.go("d")
+        await asyncio.gather(first, later)
+
+    asyncio.run(scenario())
+
+
 def test_those_of_the_queue_come_in_as_others_end() -> None:
     assert rows_until([10, 20], [5], ends=1) == 20  # 10 each
     assert rows_until([10, 20], [5], ends=2) == 30  # and 5 each of the second and of the one that came in
@@ -359,6 +378,53 @@ def test_a_unet_that_was_slow_refuses_nothing_once_it_has_been_idle() -> None:
     assert pace.least_seconds(32) == pytest.approx(120)
     clock.now += RECENT + 1
     assert pace.least_seconds(32) == 0
+
+
+@pytest.mark.parametrize("idle", [RECENT + 1, 60.0, FASTER_SECONDS, 12 * FASTER_SECONDS])
+def test_what_takes_far_longer_than_it_ever_did_is_refused_after_an_idle_time_too(idle: float) -> None:
+    """Steps of a picture of 2048x2048 pixels, 200 of 1250 rows, where a row takes 16.6 ms: 69 minutes."""
+    clock = Clock()
+    pace = seen(*[(16, 0.265)] * MANY_CALLS, clock=clock)
+    assert pace.least_seconds(250_000) == pytest.approx(4140, rel=0.01)
+    clock.now += idle
+    assert pace.least_seconds(250_000) > 10
+    assert pace.least_seconds(125) < 125 * 0.0166 / FASTER  # no picture that can be painted is refused
+
+
+def test_a_unet_that_was_slow_whenever_it_was_seen_refuses_nothing_for_ever() -> None:
+    clock = Clock()
+    pace = seen(*[(16, 60.0)] * 2 * MANY_CALLS, clock=clock)
+    clock.now += RECENT + 1
+    assert 0 < pace.least_seconds(16) <= 60 / FASTER
+    clock.now += 1000 * FASTER_SECONDS
+    assert pace.least_seconds(16) < 0.01
+
+
+def test_what_was_slow_is_forgotten_with_the_first_calls_that_are_not() -> None:
+    clock = Clock()
+    pace = seen(*[(16, 60.0)] * 2 * MANY_CALLS, *[(16, 0.1)] * 3, clock=clock)
+    assert pace.least_seconds(16) == pytest.approx(0.1)
+    for _ in range(20):
+        pace.saw(16, 0.1)
+    clock.now += RECENT + 1
+    assert pace.least_seconds(16) == pytest.approx(0.1 / FASTER, rel=0.01)
+
+
+def test_single_calls_that_were_measured_too_short_do_not_tell_the_fastest() -> None:
+    """Where two answers come at the same time the second call seems to have taken none."""
+    clock = Clock()
+    pace = seen(*[(16, 0.2), (16, 0.0)] * MANY_CALLS, clock=clock)
+    clock.now += RECENT + 1
+    assert pace.least_seconds(16) == pytest.approx(0.1 / FASTER, rel=0.01)
+
+
+def test_small_calls_tell_less_than_full_ones_after_an_idle_time_too() -> None:
+    """A UNet that takes 10 ms and 1 ms a row."""
+    small, full, clock = (2, 0.012), (16, 0.026), Clock()
+    paces = [seen(*calls, clock=clock) for calls in ([small] * 200, [small] * 200 + [full] * 50, [full, small] * 200)]
+    clock.now += RECENT + 1
+    least = [pace.least_seconds(16) for pace in paces]
+    assert least == pytest.approx([0.0012, 0.0012, 0.0026], rel=0.01)
 
 
 def test_small_calls_tell_no_more_than_what_full_ones_cannot_undercut() -> None:

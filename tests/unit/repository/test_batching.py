@@ -12,6 +12,7 @@ import batching
 from batching import CallUNet, UNetBatcher, pad, share
 from conditioning import Conditioning
 from errors import NetworkError, SilentNetworkError
+from network_calls import NetworkCalls
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows
 from schedulers import make_scheduler
@@ -137,6 +138,71 @@ def test_equal_canvases_fill_every_call_but_the_last(canvases: int) -> None:
     asyncio.run(run())  # 4 rows a step
     assert sum(unet.sizes) == canvases * 4 * 20
     assert sum(unet.sizes) / len(unet.sizes) >= 0.95 * 16
+
+
+def test_a_wide_canvas_has_half_of_each_call_beside_a_stream_of_newcomers() -> None:
+    """Of one step each, and more of them than a call holds."""
+
+    async def run() -> tuple[list[int], list[int], int]:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=16)
+        wide = make_canvas(WINDOW + 63, seed=0, steps=1)
+        tasks = [asyncio.ensure_future(paint(wide, batcher))]
+        await settle()
+        for call in range(12):
+            canvases = [make_canvas(WINDOW, seed=1 + 9 * call + i, steps=1) for i in range(9)]
+            tasks += [asyncio.ensure_future(paint(each, batcher)) for each in canvases]
+            await settle()
+            unet.let_go.release()
+            await settle()
+        finished = sum(each.done() for each in tasks)
+        for _ in range(50):
+            unet.let_go.release()
+        await asyncio.gather(*tasks)
+        return unet.sizes, unet.rows_of(wide), finished
+
+    sizes, wide, finished = asyncio.run(run())
+    assert sizes[:12] == [16] * 12
+    assert wide[:12] == [16, *[8] * 11]
+    assert finished == 4 * 11  # in the other half
+
+
+def test_a_wide_newcomer_is_not_passed_over_by_small_ones_that_come_after_it() -> None:
+    async def run() -> list[int]:
+        unet = UNet(held=True)
+        batcher = UNetBatcher(unet, max_batch_size=8)
+        first, wide = make_canvas(WINDOW + 20, seed=0, steps=1), make_canvas(WINDOW + 20, seed=1, steps=1)
+        tasks = [asyncio.ensure_future(paint(first, batcher))]
+        await settle()
+        for seed in range(2, 8):
+            tasks.append(asyncio.ensure_future(paint(make_canvas(WINDOW, seed, steps=1), batcher)))
+            if seed == 2:
+                tasks.append(asyncio.ensure_future(paint(wide, batcher)))
+        for _ in range(50):
+            unet.let_go.release()
+        await asyncio.gather(*tasks)
+        return unet.rows_of(wide)
+
+    assert asyncio.run(run())[:3] == [0, 2, 4]
+
+
+def test_rows_of_one_each_take_turns() -> None:
+    """Half of such a call is none."""
+
+    async def run() -> list[int]:
+        unet = UNet()
+        batcher = UNetBatcher(unet, max_batch_size=1)
+        wide = make_canvas(WINDOW + 4, seed=0, steps=1)
+
+        async def newcomers(seed: int) -> None:
+            for each in range(8):
+                await paint(make_canvas(WINDOW, seed=seed + each, steps=1), batcher)
+
+        await asyncio.gather(paint(wide, batcher), newcomers(10), newcomers(20))
+        return unet.rows_of(wide)
+
+    rows = asyncio.run(run())
+    assert all(sum(rows[call : call + 3]) > 0 for call in range(25))
 
 
 def test_no_canvas_is_passed_over_for_long() -> None:
@@ -310,6 +376,150 @@ def test_a_network_that_does_not_answer_is_asked_no_second_time_for_the_same_row
     assert isinstance(failed, SilentNetworkError)
     assert isinstance(other, SilentNetworkError)
     assert calls == [4]
+
+
+SILENCE = 0.2  # seconds after which a network counts as hung
+
+
+class HungUNet:
+    """A UNet whose calls are answered when a test says so, and counts as hung as the service's own does."""
+
+    def __init__(self, *, most: int = 9, seconds: float = SILENCE) -> None:
+        self.asked: list[asyncio.Future[Tensor]] = []
+        self.rows: list[UNetRows] = []
+        self._calls = NetworkCalls(most=most, seconds=seconds)
+
+    async def _ask(self, rows: UNetRows) -> Tensor:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        self.rows.append(rows)
+        return await self.asked[-1]
+
+    async def __call__(self, rows: UNetRows) -> Tensor:
+        try:
+            return await self._calls.call(lambda: self._ask(rows))
+        except TimeoutError:
+            raise SilentNetworkError("unet", 14, "no answer for a while") from None
+
+    def answer(self, call: int) -> None:
+        self.asked[call].set_result(predict(self.rows[call]))
+
+
+def silent(results: Sequence[object]) -> bool:
+    return all(isinstance(each, SilentNetworkError) for each in results)
+
+
+@pytest.mark.parametrize(("calls", "ahead"), [(1, 0), (1, 1), (2, 1)])
+def test_a_hung_unet_ends_all_that_wait_for_it_within_one_timeout(calls: int, ahead: int) -> None:
+    """However many calls they would fill."""
+    found: list[SilentNetworkError] = []
+
+    async def run() -> tuple[list[object], int, float]:
+        unet = HungUNet()
+        batcher = UNetBatcher(unet, max_batch_size=16, calls=calls, ahead=ahead, on_silence=found.append)
+        canvases = [make_canvas(WINDOW + width, seed) for seed, width in enumerate([30] * 8 + [0] * 8)]
+        began = asyncio.get_running_loop().time()
+        results = await asyncio.gather(*(paint(canvas, batcher) for canvas in canvases), return_exceptions=True)
+        return list(results), len(unet.asked), asyncio.get_running_loop().time() - began
+
+    results, asked, seconds = asyncio.run(run())
+    assert silent(results)
+    assert asked <= calls + ahead
+    assert SILENCE <= seconds < SILENCE + 1
+    assert found == [results[0]]
+
+
+def test_those_that_come_after_a_silence_have_a_try_of_their_own_and_end_together() -> None:
+    async def run() -> tuple[list[object], list[object], Tensor, int]:
+        unet = HungUNet()
+        batcher = UNetBatcher(unet, max_batch_size=16)
+
+        async def lot() -> list[object]:
+            canvases = [make_canvas(WINDOW + 30, seed) for seed in range(8)]
+            return list(await asyncio.gather(*(paint(each, batcher) for each in canvases), return_exceptions=True))
+
+        first, second = await lot(), await lot()
+        asked = len(unet.asked)
+        unet.answer(0)  # it is awake, and what was left behind comes late
+        later = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=1), batcher))
+        for call in range(2, 5):
+            await settle()
+            unet.answer(call)
+        return first, second, await later, asked
+
+    first, second, later, asked = asyncio.run(run())
+    assert silent(first)
+    assert silent(second)
+    assert asked == 2
+    assert torch.equal(later, SOUND)
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize(("calls", "ahead"), [(1, 1), (2, 0), (2, 1)])
+def test_calls_that_a_silence_leaves_behind_keep_no_newcomer_waiting(calls: int, ahead: int, turns: int) -> None:
+    """Whenever it comes, in turns of the event loop; nor does what becomes of them end it."""
+    out = calls + ahead
+
+    async def run() -> Tensor:
+        unet = HungUNet(seconds=60)
+        batcher = UNetBatcher(unet, max_batch_size=16, calls=calls, ahead=ahead)
+        before = [asyncio.ensure_future(paint(make_canvas(WINDOW + 30, seed), batcher)) for seed in range(4)]
+        await settle()
+        assert len(unet.asked) == out
+        unet.asked[0].set_exception(SilentNetworkError("unet", 14, "no answer for 60 s"))
+        await asyncio.wait(before, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        later = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=1), batcher))
+        await settle()
+        assert silent([each.exception() for each in before if each.done()])
+        assert all(each.done() for each in before)
+        assert len(unet.asked) == out + 1
+        for behind in unet.asked[1:out]:
+            behind.set_exception(SilentNetworkError("unet", 14, "no answer for 60 s"))
+        for call in range(out, out + 3):
+            await settle()
+            unet.answer(call)
+        return await later
+
+    assert torch.equal(asyncio.run(run()), SOUND)
+
+
+def test_a_call_that_is_lost_while_later_ones_are_answered_ends_only_its_own_canvases() -> None:
+    async def run() -> tuple[object, Tensor]:
+        unet = HungUNet()
+        batcher = UNetBatcher(unet, max_batch_size=2, calls=2)
+        lost = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=0), batcher))
+        await settle()
+        waiting = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=1, steps=3), batcher))
+        await settle()
+        unet.answer(1)
+        await settle()
+        unet.answer(2)
+        await settle()
+        (result,) = await asyncio.gather(lost, return_exceptions=True)
+        assert not waiting.done()  # its last step is out
+        unet.answer(3)
+        return result, await waiting
+
+    result, latents = asyncio.run(run())
+    assert silent([result])
+    assert torch.equal(latents, SOUND)
+
+
+def test_a_unet_that_hangs_after_an_error_is_asked_for_none_that_have_ended() -> None:
+    async def run() -> tuple[list[object], int]:
+        unet = HungUNet()
+        batcher = UNetBatcher(unet, max_batch_size=16)
+        waiting = [asyncio.ensure_future(paint(make_canvas(WINDOW, seed), batcher)) for seed in range(6)]
+        await settle()
+        unet.asked[0].set_exception(NetworkError("unet", 3, "out of memory"))
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        await settle()
+        return list(results), len(unet.asked)
+
+    results, asked = asyncio.run(run())
+    assert silent(results)
+    assert asked == 2  # all of them together, and the first alone
 
 
 def test_padded_rows_repeat_the_last_and_leave_the_others_as_they_are() -> None:

@@ -1,11 +1,13 @@
 """The adapter beside a Triton whose networks hang, fail or answer late, and clients that leave: who gets what."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from errors import CancelledRequestError, DeadlineError
 from multsd_gateway.settings import Settings
 from tests.unit.repository.orchestrator import (
     Array,
@@ -101,6 +103,17 @@ def test_a_deadline_that_is_over_is_told_with_its_limit() -> None:
     asyncio.run(scenario())
 
 
+def test_a_deadline_that_is_over_counts_before_a_client_that_has_gone() -> None:
+    """A client that knows its deadline leaves at about the same time."""
+    with serving() as (_, module, _triton):
+        request = Request()
+        request.sender.cancelled = True
+        for arrived, error in ((time.monotonic() - 2, DeadlineError), (time.monotonic() + SOON, CancelledRequestError)):
+            progress = module.Progress(request, request.sender, wanted=False, arrived=arrived, deadline=1)
+            with pytest.raises(error):
+                progress.check()
+
+
 def test_a_hung_network_is_recognised_before_the_gateway_gives_a_request_up() -> None:
     assert 0 < float(contract().parameters["network_seconds"].string_value) < Settings().request_seconds / 2
 
@@ -116,6 +129,47 @@ def test_a_network_that_hangs_ends_the_requests_that_wait_for_it() -> None:
             later = Request()
             await model.execute([later])
             assert later.answer == "picture"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("calls_ahead", [0, 1])
+def test_a_unet_that_hangs_ends_all_that_run_or_wait_within_one_timeout(calls_ahead: int) -> None:
+    """Each has eight rows a step: two fill a call. Those that come later end together as well."""
+
+    async def scenario() -> None:
+        with serving(network_seconds=1, unet_calls_ahead=calls_ahead, max_running=8) as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            loop = asyncio.get_running_loop()
+            for lot in (1, 2):
+                requests = [Request(width=160) for _ in range(20)]
+                began = loop.time()
+                tasks = sent(model, *requests)
+                await until(lambda: model.admission.waiting == 12)
+                await asyncio.gather(*tasks)
+                assert 1 <= loop.time() - began < 3
+                assert {request.answer for request in requests} == {"UNAVAILABLE: unet: no answer for 1 s"}
+                assert held.calls == lot * (1 + calls_ahead)
+                assert model.admission.running == model.admission.waiting == 0
+            held.let_go.set()
+            later = Request(width=160)
+            await model.execute([later])
+            assert later.answer == "picture"
+
+    asyncio.run(scenario())
+
+
+def test_a_decoder_that_hangs_ends_none_that_wait_for_the_unet() -> None:
+    async def scenario() -> None:
+        with serving(network_seconds=1, max_running=1) as (model, _, triton):
+            triton.networks["vae_decoder"] = held = Held(vae_decoder)
+            first, second = Request(), Request()
+            tasks = sent(model, first, second)
+            await tasks[0]
+            assert first.answer == "UNAVAILABLE: vae_decoder: no answer for 1 s"
+            held.let_go.set()
+            await tasks[1]
+            assert second.answer == "picture"
 
     asyncio.run(scenario())
 

@@ -1,0 +1,91 @@
+"""The unary model passes on what `multidiffusion` answers: its picture, or its error with the same code and message."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.repository.orchestrator import FILE, Code, FakeTriton, Response, Tensor, TritonError
+
+UNARY = FILE.parents[2] / "multidiffusion_unary" / "1" / "model.py"
+
+Forward = Callable[[list["Answer"]], Any]
+
+
+class Answer(Response):
+    """As pb_utils.InferenceResponse, of a call."""
+
+    def output_tensors(self) -> list[Tensor]:
+        return list(self.tensors.values())
+
+
+class Request:
+    """A request for a picture."""
+
+    def requested_output_names(self) -> list[str]:
+        return ["image"]
+
+    def inputs(self) -> list[Tensor]:
+        return []
+
+    def request_id(self) -> str:
+        return "test"
+
+
+@pytest.fixture
+def forward() -> Iterator[Forward]:
+    """What the unary model answers where the callee answers so."""
+    triton = FakeTriton()
+    answers: list[Answer] = []
+
+    class InferenceRequest:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def exec(self, *, decoupled: bool) -> list[Answer]:
+            assert decoupled
+            return answers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton, "InferenceRequest", InferenceRequest)
+        patch.setattr(triton, "InferenceResponse", Answer)
+        patch.setitem(sys.modules, "triton_python_backend_utils", triton)
+        spec = importlib.util.spec_from_file_location("unary_model", UNARY)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+        def ask(given: list[Answer]) -> Any:
+            answers[:] = given
+            (response,) = module.TritonPythonModel().execute([Request()])
+            return response
+
+        yield ask
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "message"),
+    [
+        ("INVALID_ARG: height: expected 64", Code.INVALID_ARG, "height: expected 64"),
+        ("UNAVAILABLE: unet: no answer for 60 s", Code.UNAVAILABLE, "unet: no answer for 60 s"),
+        ("CANCELLED: cancelled by the client", Code.CANCELLED, "cancelled by the client"),
+        ("DEADLINE_EXCEEDED: deadline_s: not done", Code.CANCELLED, "deadline_s: not done"),
+        ("Stub process is not healthy.", Code.INTERNAL, "Stub process is not healthy."),
+        ("unet: out of memory", Code.INTERNAL, "unet: out of memory"),
+    ],
+)
+def test_an_error_keeps_its_code_and_message(forward: Forward, told: str, code: Code, message: str) -> None:
+    error = forward([Answer(error=TritonError(told))]).error()
+    assert error.code() == code
+    assert error.message() == message
+
+
+def test_a_picture_is_passed_on_and_empty_responses_are_not(forward: Forward) -> None:
+    image = Tensor("image", np.zeros((64, 64, 3), np.uint8))
+    response = forward([Answer([image]), Answer()])
+    assert not response.has_error()
+    assert response.output_tensors() == [image]
