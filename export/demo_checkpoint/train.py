@@ -6,6 +6,7 @@ at any time; the same command goes on from the last state that was written.
 """
 
 import argparse
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from demo_checkpoint.networks import (
 )
 from demo_checkpoint.optimizer import BETAS, MuonAndAdamW
 from demo_checkpoint.scene_batches import SceneBatch
-from demo_checkpoint.train_regions import REGIONS, Canvases, RegionsPlan, regions_loss
+from demo_checkpoint.train_regions import REGIONS, Canvases, RegionsPlan, Rehearsal, regions_loss
 from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetBatches, UnetPlan, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
@@ -121,22 +122,36 @@ def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after
     networks = _on(machine.device, networks)
     confine_prompt(networks.unet)
     network = TextToLatents(core, networks.text_encoder).to(machine.device)
+    before = copy.deepcopy(network).requires_grad_(False)
     state = _trainable(networks, network)
-    predict = torch.compile(network, dynamic=False) if machine.compile_network else network
+    predict, expect = (
+        torch.compile(each, dynamic=False) if machine.compile_network else each for each in (network, before)
+    )
     scheduler = build_scheduler()
     beside = replace(CORE, rows=plan.pictures, steps=plan.steps, easy=None, veiled=0.0, seed=plan.seed + 1)
     batches: Iterator[tuple[SceneBatch, torch.Tensor]] | None = None
     canvases: Canvases | None = None
+    rehearsal: Rehearsal | None = None
+
+    def expected(latents: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        rows = (each.to(machine.device) for each in (latents, timesteps, input_ids))
+        with torch.no_grad(), torch.autocast(machine.device.type, dtype=torch.bfloat16):
+            predicted: torch.Tensor = expect(*rows).float().cpu()
+        return predicted
 
     def loss(step: int) -> torch.Tensor:
-        nonlocal batches, canvases
+        nonlocal batches, canvases, rehearsal
         batches = batches or UnetBatches(beside).from_step(step, machine.device, machine.workers)
         canvases = canvases or Canvases(plan, step)
-        rows = canvases.take().to(machine.device)
+        rehearsal = rehearsal or Rehearsal(expected, plan, step)
+        rows = (canvases.take() + rehearsal.take()).to(machine.device)
         with torch.autocast(machine.device.type, dtype=torch.bfloat16):
             latents = rows.latents.contiguous(memory_format=torch.channels_last)
             predicted = predict(latents, rows.timesteps, rows.input_ids).float()
-        canvases.give(predicted.detach().cpu())
+        painted, rehearsed = predicted[: plan.rows], predicted[plan.rows :]
+        predicted = torch.cat([painted, rehearsal.guided(rehearsed)])
+        canvases.give(painted.detach().cpu())
+        rehearsal.give(rehearsed.detach().cpu())
         scenes, input_ids = next(batches)
         return regions_loss(predicted, rows, scheduler) + unet_loss(
             predict, scheduler, scenes, input_ids, beside, seed=step

@@ -6,20 +6,26 @@ canvases are painted at once by the method that the service uses, with the core 
 are a batch: their predictions take the canvases on, and their errors, from the picture that was asked for, teach.
 (Learning from states of one's own: Ross et al. 2011, arXiv:1011.0686.)
 
+Alone, that makes a network forget what it knew of shapes: whatever shows is filled. So canvases without masks are
+painted beside them, and what the network before the phase, guided, would do there is what is to be kept. (Learning
+without forgetting: Li and Hoiem 2016, arXiv:1606.09282.)
+
 R regions (0 is the ground), B rows, L tokens, (c, c) cells of the core.
 """
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from transformers import PreTrainedTokenizerFast
 
 from demo_checkpoint.core import POOLED
 from demo_checkpoint.networks import LATENT_CHANNELS, PICTURE_STD, SCALING_FACTOR, build_scheduler, build_tokenizer
+from demo_checkpoint.pictures import random_scene
 from demo_checkpoint.region_scenes import CELLS, MOST_OBJECTS, RegionScene, random_region_scene
 from demo_checkpoint.training_state import LearningRate
 
@@ -28,8 +34,12 @@ OUTSIDE = 0.2  # weight of a row's error where the picture does not take its pre
 # A mask's error weighs as if it had this many cells, nearly: a small object's would be lost among the others'.
 EVEN_AREA, EVENNESS, MOST_WEIGHT = 40, 0.75, 6.0
 TAUGHT_GROUNDS = 0.3  # share of the plain grounds that follow the picture, as every texture does
+REHEARSED = 0.5  # weight of the errors without masks
 MOST_ROWS = 2 * (1 + MOST_OBJECTS)  # of a canvas's step
 STEPS, BOOTSTRAPPED, GUIDANCE_SCALE = 20, 0.2, 7.5  # of half of the canvases or more; the others' are drawn
+
+# Latents (B, 4, c, c), timesteps (B) and input_ids (B, L) -> v (B, 4, c, c).
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class RegionsPlan:
     steps: int
     canvases: int  # painted in turn
     rows: int  # of them in a batch, at least MOST_ROWS
+    rehearsed: int  # canvases without masks, two rows of each in every batch
     pictures: int  # rows beside them, as in phase core
     peak: float
     seed: int = 0
@@ -52,7 +63,7 @@ class RegionsPlan:
         return LearningRate(peak=self.peak, final=1e-5, warmup=100, hold=self.steps * 3 // 5, steps=self.steps)
 
 
-REGIONS = RegionsPlan(steps=1500, canvases=16, rows=40, pictures=24, peak=1e-3)
+REGIONS = RegionsPlan(steps=3000, canvases=16, rows=40, rehearsed=12, pictures=8, peak=1e-3)
 
 
 class Row(NamedTuple):
@@ -78,6 +89,12 @@ class RegionRows:
     def to(self, device: torch.device) -> Self:
         """The same rows on a device."""
         return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def __add__(self, others: Self) -> Self:
+        """These rows and others, in that order."""
+        return type(self)(
+            *(torch.cat([getattr(each, field.name) for each in (self, others)]) for field in fields(self))
+        )
 
 
 @dataclass(eq=False)
@@ -151,8 +168,6 @@ class Canvases:
         """first_step: of the training that they are for; each makes others."""
         self._plan = plan
         self._rng = np.random.default_rng((plan.seed, 3, first_step))
-        self._generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
-        self._alphas_cumprod: torch.Tensor = build_scheduler().alphas_cumprod
         self._tokenizer = build_tokenizer()
         self._waiting = deque(self._new() for _ in range(plan.canvases))
         self._taken: list[Canvas] = []
@@ -165,11 +180,7 @@ class Canvases:
             rows += self._taken[-1].rows(self._draw_colour)
         idle = rows[0]._replace(weights=torch.zeros_like(rows[0].weights))
         rows += [idle] * (self._plan.rows - len(rows))
-        latents, timesteps, prompts, pictures, weights = zip(*rows, strict=True)
-        tokens = self._tokenizer(list(prompts), padding="max_length", return_tensors="pt")
-        return RegionRows(
-            torch.stack(latents), torch.tensor(timesteps), tokens.input_ids, torch.stack(pictures), torch.stack(weights)
-        )
+        return _batch(rows, self._tokenizer)
 
     def give(self, predicted: torch.Tensor) -> None:
         """Take the canvases on by the v (B, 4, c, c) of the rows that were taken."""
@@ -182,22 +193,90 @@ class Canvases:
     def _new(self) -> Canvas:
         rng = self._rng
         scene = random_region_scene(rng)
-        steps = STEPS if rng.random() < 0.5 else int(rng.integers(12, 51))
         share = BOOTSTRAPPED if rng.random() < 0.5 else rng.uniform(0, 0.45)
-        noise = torch.randn(LATENT_CHANNELS, CELLS, CELLS, generator=self._generator) / POOLED
-        return Canvas(
-            scene,
-            noise=noise,
-            latents=noise,
-            noise_levels=noise_levels(self._alphas_cumprod, steps),
-            bootstrapped=round(share * steps),
-            guidance_scale=GUIDANCE_SCALE if rng.random() < 0.6 else rng.uniform(3.0, 9.0),
-            taught=scene.textured or rng.random() < TAUGHT_GROUNDS,
-        )
+        taught = scene.textured or rng.random() < TAUGHT_GROUNDS
+        return _new_canvas(scene, rng, bootstrapped=share, taught=taught)
 
     def _draw_colour(self) -> torch.Tensor:
         colour = torch.tensor([*self._rng.uniform(-1, 1, 3), 0.0], dtype=torch.float32)
         return SCALING_FACTOR * colour[:, None, None]
+
+
+class Rehearsal:
+    """Canvases without masks, and what a network that must not be forgotten makes of them."""
+
+    def __init__(self, before: Predict, plan: RegionsPlan, first_step: int = 0) -> None:
+        """before: that network; first_step: see `Canvases`."""
+        self._before = before
+        self._rng = np.random.default_rng((plan.seed, 4, first_step))
+        self._tokenizer = build_tokenizer()
+        self._canvases = [self._new() for _ in range(plan.rehearsed)]
+        self._expected = torch.empty(0)
+
+    def take(self) -> RegionRows:
+        """Two rows of every canvas; what is asked for is what that network, guided, sees in them."""
+        rows = _batch([row for canvas in self._canvases for row in canvas.rows(_no_colour)], self._tokenizer)
+        levels = [canvas.noise_levels[canvas.step][1:] for canvas in self._canvases for _ in range(canvas.count)]
+        of_picture, of_noise = torch.tensor(levels).T[:, :, None, None, None]
+        self._expected = self._before(rows.latents, rows.timesteps, rows.input_ids)
+        pictures = of_picture * rows.latents - of_noise * self.guided(self._expected)
+        return replace(rows, pictures=pictures, weights=torch.full_like(rows.weights, REHEARSED))
+
+    def guided(self, predicted: torch.Tensor) -> torch.Tensor:
+        """The v (B, 4, c, c) of the rows, those with a prompt guided: guidance multiplies what a prompt says."""
+        without, prompted = predicted[::2], predicted[1::2]
+        scales = torch.tensor([canvas.guidance_scale for canvas in self._canvases], device=predicted.device)
+        guided = without + scales[:, None, None, None] * (prompted - without)
+        return torch.stack([without, guided], dim=1).flatten(0, 1)
+
+    def give(self, predicted: torch.Tensor) -> None:
+        """Take the canvases on: half by the v (B, 4, c, c) of the rows that were taken, half by that network's.
+
+        The ones are where the training leads, the others where it must not lead away from.
+        """
+        for i, canvas in enumerate(self._canvases):
+            leading = predicted if i % 2 else self._expected
+            canvas.advance(leading[i * canvas.count : (i + 1) * canvas.count])
+            if canvas.finished:
+                self._canvases[i] = self._new()
+
+    def _new(self) -> Canvas:
+        return _new_canvas(_without_masks(random_scene(self._rng).caption), self._rng)
+
+
+def _new_canvas(
+    scene: RegionScene, rng: np.random.Generator, *, bootstrapped: float = 0.0, taught: bool = False
+) -> Canvas:
+    """bootstrapped: share of the steps."""
+    steps = STEPS if rng.random() < 0.5 else int(rng.integers(12, 51))
+    noise = torch.from_numpy(rng.standard_normal((LATENT_CHANNELS, CELLS, CELLS), np.float32)) / POOLED
+    return Canvas(
+        scene,
+        noise=noise,
+        latents=noise,
+        noise_levels=noise_levels(steps),
+        bootstrapped=round(bootstrapped * steps),
+        guidance_scale=GUIDANCE_SCALE if rng.random() < 0.6 else rng.uniform(3.0, 9.0),
+        taught=taught,
+    )
+
+
+def _without_masks(prompt: str) -> RegionScene:
+    """All of a picture that nobody has drawn."""
+    latents = torch.zeros(LATENT_CHANNELS, CELLS, CELLS)
+    return RegionScene((prompt,), torch.ones(1, 1, CELLS, CELLS), latents, textured=False)
+
+
+def _no_colour() -> torch.Tensor:
+    raise AssertionError("without masks nothing is bootstrapped")
+
+
+def _batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast) -> RegionRows:
+    latents, timesteps, prompts, pictures, weights = zip(*rows, strict=True)
+    tokens = tokenizer(list(prompts), padding="max_length", return_tensors="pt")
+    return RegionRows(
+        torch.stack(latents), torch.tensor(timesteps), tokens.input_ids, torch.stack(pictures), torch.stack(weights)
+    )
 
 
 def _weight(mask: torch.Tensor) -> float:
@@ -205,8 +284,9 @@ def _weight(mask: torch.Tensor) -> float:
     return min(MOST_WEIGHT, weight)
 
 
-def noise_levels(alphas_cumprod: torch.Tensor, steps: int) -> list[tuple[int, float, float]]:
+def noise_levels(steps: int) -> list[tuple[int, float, float]]:
     """Each step's timestep, with trailing spacing, and factors of picture and noise."""
+    alphas_cumprod = build_scheduler().alphas_cumprod
     timesteps = [round(1000 - 1000 * step / steps) - 1 for step in range(steps)]
     signals = [float(alphas_cumprod[timestep]) for timestep in timesteps]
     return [(t, signal**0.5, (1 - signal) ** 0.5) for t, signal in zip(timesteps, signals, strict=True)]

@@ -32,7 +32,9 @@ def changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set
 
 def test_each_phase_goes_on_from_the_one_before(tmp_path: Path) -> None:
     train_core(tmp_path, replace(CORE, rows=4, points=2), MACHINE, stop_after=1)
-    train_regions(tmp_path, replace(REGIONS, rows=MOST_ROWS, canvases=2, pictures=4), MACHINE, stop_after=2)
+    train_regions(
+        tmp_path, replace(REGIONS, rows=MOST_ROWS, canvases=2, rehearsed=1, pictures=4), MACHINE, stop_after=2
+    )
     core, regions = averaged_weights(tmp_path / "core.pt"), averaged_weights(tmp_path / "regions.pt")
     assert {"unet.enter.weight", "unet.leave.2.weight"} <= changed(core, regions)
     assert any(name.startswith("text_encoder.") for name in changed(core, regions))

@@ -18,6 +18,7 @@ from demo_checkpoint.train_regions import (
     Canvases,
     RegionRows,
     RegionsPlan,
+    Rehearsal,
     Row,
     noise_levels,
     regions_loss,
@@ -27,14 +28,15 @@ from sampling import Bootstrapping, Denoising
 from schedulers import make_scheduler
 from views import View
 
-PLAN = RegionsPlan(steps=10, canvases=5, rows=24, pictures=1, peak=1e-3)
+PLAN = RegionsPlan(steps=10, canvases=5, rows=24, rehearsed=6, pictures=1, peak=1e-3)
 COLOUR = torch.tensor([0.5, -0.3, 0.1, 0.0])[:, None, None]
 
 
 def canvas_of(scene: RegionScene, *, steps: int, bootstrapped: int, taught: bool = False) -> Canvas:
     noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5)) / 4
-    levels = noise_levels(build_scheduler().alphas_cumprod, steps)
-    return Canvas(scene, noise, noise, levels, bootstrapped=bootstrapped, guidance_scale=7.5, taught=taught)
+    return Canvas(
+        scene, noise, noise, noise_levels(steps), bootstrapped=bootstrapped, guidance_scale=7.5, taught=taught
+    )
 
 
 def region_scene(*, plain: bool = True) -> RegionScene:
@@ -186,7 +188,7 @@ def test_the_loss_is_nothing_for_the_right_v_and_counts_what_has_weight_alone() 
 
 
 def test_rows_that_fill_the_batch_do_not_thin_the_loss() -> None:
-    rows, scheduler = batch(), build_scheduler()
+    rows, scheduler = Canvases(replace(PLAN, canvases=1)).take(), build_scheduler()
     counted = rows.weights.amax((1, 2, 3)) > 0
     kept = RegionRows(*(value[counted] for value in vars(rows).values()))
     loss: Callable[[RegionRows], Tensor] = lambda each: regions_loss(torch.zeros_like(each.latents), each, scheduler)  # noqa: E731
@@ -197,3 +199,68 @@ def test_rows_that_fill_the_batch_do_not_thin_the_loss() -> None:
 def test_a_batch_too_small_for_a_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="rows: expected at least 10, those of a canvas, found 9"):
         replace(PLAN, rows=9)
+
+
+def before(latents: Tensor, timesteps: Tensor, input_ids: Tensor) -> Tensor:
+    """The network that must not be forgotten."""
+    texts = input_ids.float().mean(1) / 10
+    pairs = zip(latents, timesteps, texts, strict=True)
+    return torch.stack([predict(x, int(t), float(text)) for x, t, text in pairs])
+
+
+def test_a_rehearsed_canvas_is_painted_without_masks() -> None:
+    rehearsal, generator = Rehearsal(before, replace(PLAN, rehearsed=1)), torch.Generator()
+    (canvas,) = rehearsal._canvases
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(len(canvas.noise_levels))
+    latents = canvas.latents[None]
+    for timestep in scheduler.timesteps[:5]:
+        rows = rehearsal.take()
+        without, prompted = before(rows.latents, rows.timesteps, rows.input_ids)
+        guided = without + canvas.guidance_scale * (prompted - without)
+        latents = scheduler.step(guided[None], timestep, latents, generator=generator).prev_sample
+        rehearsal.give(torch.full_like(rows.latents, torch.nan))  # the first canvas follows the network before
+        torch.testing.assert_close(canvas.latents, latents[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_rehearsed_is_what_the_network_before_would_do_there() -> None:
+    rehearsal, scheduler = Rehearsal(before, PLAN), build_scheduler()
+    for _ in range(3):
+        rows = rehearsal.take()
+        assert rows.latents.shape == (12, 4, 16, 16)
+        assert (rows.weights > 0).all()
+        right = before(rows.latents, rows.timesteps, rows.input_ids)
+        assert regions_loss(rehearsal.guided(right), rows, scheduler) < 1e-6
+        assert regions_loss(rehearsal.guided(right + 0.1), rows, scheduler) > 1e-3
+        rehearsal.give(right)
+
+
+def test_what_guidance_multiplies_counts_as_often_in_what_is_rehearsed() -> None:
+    rehearsal, scheduler = Rehearsal(before, PLAN), build_scheduler()
+    rows = rehearsal.take()
+    right = before(rows.latents, rows.timesteps, rows.input_ids)
+    wrong = right + 0.1
+    of_prompts = right.clone()
+    of_prompts[1::2] += 0.1
+    both, alone = (regions_loss(rehearsal.guided(each), rows, scheduler) for each in (wrong, of_prompts))
+    least = min(canvas.guidance_scale for canvas in rehearsal._canvases)
+    assert alone > (least**2 / 2) * both  # of each pair one row or the other is wrong, or both are
+
+
+def test_half_of_the_rehearsed_canvases_follow_the_network_that_learns() -> None:
+    led = [Rehearsal(before, PLAN) for _ in range(2)]
+    for rehearsal, value in zip(led, (0.0, 1.0), strict=True):
+        rehearsal.give(torch.full_like(rehearsal.take().latents, value))
+    same = [
+        torch.equal(one.latents, other.latents) for one, other in zip(*(each._canvases for each in led), strict=True)
+    ]
+    assert same == [True, False] * 3
+
+
+def test_a_rehearsed_canvas_that_is_finished_makes_room_for_a_new_one() -> None:
+    rehearsal = Rehearsal(before, PLAN)
+    first = list(rehearsal._canvases)
+    for _ in range(50):
+        rehearsal.give(torch.zeros_like(rehearsal.take().latents))
+    assert len(rehearsal._canvases) == PLAN.rehearsed
+    assert not any(canvas in first or canvas.finished for canvas in rehearsal._canvases)
