@@ -16,6 +16,7 @@ R regions (0 is the ground), B rows, L tokens, (c, c) cells of the core.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -284,6 +285,7 @@ def _weight(mask: torch.Tensor) -> float:
     return min(MOST_WEIGHT, weight)
 
 
+@cache
 def noise_levels(steps: int) -> list[tuple[int, float, float]]:
     """Each step's timestep, with trailing spacing, and factors of picture and noise."""
     alphas_cumprod = build_scheduler().alphas_cumprod

@@ -215,6 +215,16 @@ def contract() -> Any:
     return text_format.Parse(CONTRACT.read_text(), model_config_pb2.ModelConfig())
 
 
+def import_file(file: Path) -> ModuleType:
+    """A model's file as Triton imports it: by its path, and anew each time."""
+    spec = importlib.util.spec_from_file_location(f"{file.parents[1].name}_model", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @contextmanager
 def serving(**parameters: object) -> Iterator[tuple[Any, Any, FakeTriton]]:
     """A served model, its module, and the Triton below it; parameters: of the configuration that differ."""
@@ -228,11 +238,7 @@ def serving(**parameters: object) -> Iterator[tuple[Any, Any, FakeTriton]]:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", triton)
-        spec = importlib.util.spec_from_file_location("orchestrator_model", FILE)
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = import_file(FILE)
         patch.setattr(module, "load_checkpoint", lambda _: make_checkpoint(unet_max_batch_size=16))
         model = module.TritonPythonModel()
         model.initialize({"model_config": json.dumps(told), "model_repository": "/nowhere", "model_version": "1"})

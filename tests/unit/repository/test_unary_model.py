@@ -1,6 +1,5 @@
 """The unary model passes on what `multidiffusion` answers: its picture, or its error with the same code and message."""
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.repository.orchestrator import FILE, Code, FakeTriton, Response, Tensor, TritonError
+from tests.unit.repository.orchestrator import FILE, Code, FakeTriton, Response, Tensor, TritonError, import_file
 
 UNARY = FILE.parents[2] / "multidiffusion_unary" / "1" / "model.py"
 
@@ -53,11 +52,7 @@ def forward() -> Iterator[Forward]:
         patch.setattr(triton, "InferenceRequest", InferenceRequest)
         patch.setattr(triton, "InferenceResponse", Answer)
         patch.setitem(sys.modules, "triton_python_backend_utils", triton)
-        spec = importlib.util.spec_from_file_location("unary_model", UNARY)
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = import_file(UNARY)
 
         def ask(given: list[Answer]) -> Any:
             answers[:] = given
