@@ -62,11 +62,12 @@ class RequestIds:
 def _log(scope: Scope, head: int, seconds: float) -> None:
     """The request's line in the access log. head: the status that the reply began with."""
     outcome = outcome_of(scope)
+    seconds = round(seconds, 6)
     fields = {
         "method": scope["method"],
         "path": quote(scope["path"][:100]),
         "status": outcome.status or head,
-        "seconds": round(seconds, 6),
+        "seconds": seconds,
         "token": outcome.token,
     }
     level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
