@@ -126,6 +126,7 @@ class Gateway:
         """The gateway's metrics, then Triton's as they are."""
         text, up = await triton_metrics(self._settings.triton_metrics_url)
         self._metrics.triton_up.set(up)
+        self._metrics.tasks.set(len(asyncio.all_tasks()))
         return Response(self._metrics.text() + text, media_type=METRICS_TYPE)
 
     async def _paint(self, request: Request, order: Order) -> Painting:

@@ -105,6 +105,7 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
+        self.tasks = Gauge("multsd_gateway_tasks", "Tasks of the gateway's event loop.", registry=self._registry)
         self.triton_up = Gauge(
             "multsd_gateway_triton_metrics_up", "1 where Triton's metrics follow.", registry=self._registry
         )

@@ -82,6 +82,31 @@ def test_steps_and_pictures_are_timed(gateway: httpx.Client) -> None:
     assert 0 < sums[1] < sums[2]
 
 
+def test_calls_of_the_unet_are_observed_with_their_rows(gateway: httpx.Client, triton_grpc: str) -> None:
+    with grpcclient.InferenceServerClient(triton_grpc) as client:
+
+        def counts() -> list[float]:
+            asked = client.get_inference_statistics("unet").model_stats[0]
+            observed = [sample(gateway, f"multsd_unet_call_rows_{part}") for part in ("count", "sum")]
+            return [asked.execution_count, asked.inference_count, *observed]
+
+        before = counts()
+        assert gateway.post("/multsd", json=request_body(ddim_steps=5)).status_code == 200
+        calls, rows, *observed = [after - earlier for earlier, after in zip(before, counts(), strict=True)]
+    assert observed == [calls, rows]
+    assert calls >= 5
+
+
+def test_tasks_of_both_event_loops_are_told_and_do_not_stay(gateway: httpx.Client) -> None:
+    names = ("multsd_gateway_tasks", "multsd_tasks")
+    told = []
+    for _ in range(3):
+        assert gateway.post("/multsd", json=request_body(ddim_steps=1)).status_code == 200
+        told.append([sample(gateway, name) for name in names])
+    assert all(value > 0 for value in told[0])
+    assert all(last <= first for first, last in zip(told[0], told[2], strict=True))
+
+
 def test_a_deadline_that_is_not_met_is_counted(gateway: httpx.Client) -> None:
     expired = sample(gateway, "multsd_requests_expired_total")
     assert gateway.post("/multsd", json=request_body(ddim_steps=190, deadline_s=0.5)).status_code == 504

@@ -29,15 +29,18 @@ GAUGES = {
     "multsd_running_requests": "Requests that are painted",
     "multsd_waiting_requests": "Requests that wait for a place",
     "multsd_waiting_rows": "UNet rows, by an upper bound, of the requests that wait",
+    "multsd_tasks": "Tasks of the orchestrator's event loop when one of the others last changed",
 }
-CALLS = "multsd_unet_calls_total"
 
+ROWS = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 HISTOGRAMS = {
+    "multsd_unet_call_rows": "UNet rows that shared a call",
     "multsd_step_seconds": "A request's step, its waiting for the UNet included",
     "multsd_first_step_seconds": "From a request's arrival to the end of its first step",
     "multsd_picture_seconds": "From a request's arrival to its picture",
 }
+BUCKETS = {name: ROWS if name.endswith("_rows") else SECONDS for name in HISTOGRAMS}
 
 
 class Metrics:
@@ -46,8 +49,6 @@ class Metrics:
     def __init__(self, make_family: MakeFamily, make: Callable[[Change, float], None] = at_once) -> None:
         """make: makes a change, in the order of the calls, perhaps later."""
         self._make = make
-        self._calls = make_family(CALLS, "UNet calls, by the rows that shared one", COUNTER)
-        self._calls_of: dict[int, Any] = {}  # by rows
         kinds = ((COUNTER, COUNTERS), (GAUGE, GAUGES), (HISTOGRAM, HISTOGRAMS))
         self._families = {
             name: make_family(name, description, kind)
@@ -55,7 +56,7 @@ class Metrics:
             for name, description in descriptions.items()
         }
         self._metrics = {
-            name: family.Metric(labels={}, **({"buckets": list(SECONDS)} if name in HISTOGRAMS else {}))
+            name: family.Metric(labels={}, **({"buckets": list(BUCKETS[name])} if name in BUCKETS else {}))
             for name, family in self._families.items()
         }
 
@@ -69,14 +70,12 @@ class Metrics:
         for name, value in values.items():
             self._make(self._metrics[name].set, value)
 
-    def observe(self, name: str, seconds: float) -> None:
+    def observe(self, name: str, value: float) -> None:
         """Add to a histogram."""
-        self._make(self._metrics[name].observe, seconds)
+        self._make(self._metrics[name].observe, value)
 
     def count_call(self, rows: int, *, padded: int) -> None:
         """A call of the UNet that so many rows shared, and so many more that nobody wanted."""
-        if rows not in self._calls_of:
-            self._calls_of[rows] = self._calls.Metric(labels={"rows": str(rows)})
-        self._make(self._calls_of[rows].increment, 1)
+        self.observe("multsd_unet_call_rows", rows)
         self.count("multsd_unet_rows_total", rows)
         self.count("multsd_unet_rows_padded_total", padded)

@@ -112,6 +112,7 @@ class TritonPythonModel:
                 "multsd_running_requests": self.admission.running,
                 "multsd_waiting_requests": self.admission.waiting,
                 "multsd_waiting_rows": self.admission.waiting_rows,
+                "multsd_tasks": len(asyncio.all_tasks()),
             }
         )
 

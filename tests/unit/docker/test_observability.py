@@ -67,9 +67,7 @@ def orchestrator_metrics() -> Labels:
     sources = (ROOT / "model_repository" / "multidiffusion" / "1").glob("*.py")
     names = {name for path in sources for name in re.findall(r'"(multsd_\w+)"', path.read_text())}
     names |= {f"{name}_{suffix}" for name in names for suffix in ("bucket", "count", "sum")}
-    labels: Labels = {name: set() for name in names}
-    labels["multsd_unet_calls_total"] = {"rows"}
-    return labels
+    return {name: {"le"} if name.endswith("_bucket") else set() for name in names}
 
 
 def sample_labels(text: str) -> Labels:

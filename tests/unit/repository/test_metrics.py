@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from metrics import CALLS, COUNTER, COUNTERS, GAUGE, GAUGES, HISTOGRAM, HISTOGRAMS, SECONDS, Metrics
+from metrics import BUCKETS, COUNTER, COUNTERS, GAUGE, GAUGES, HISTOGRAM, HISTOGRAMS, ROWS, Metrics
 
 
 class Metric:
@@ -28,11 +28,13 @@ class Family:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self.buckets: list[float] | None = None
         self.metrics: dict[str, Metric] = {}
 
     def Metric(self, *, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802 - Triton's
         assert (buckets is not None) == (self.kind == HISTOGRAM)
-        assert buckets in (None, sorted(SECONDS))
+        assert buckets is None or buckets == sorted(set(buckets))
+        self.buckets = buckets
         return self.metrics.setdefault(",".join(labels.values()), Metric())
 
 
@@ -56,15 +58,19 @@ def test_every_metric_is_there_from_the_start_at_zero() -> None:
         **dict.fromkeys(GAUGES, GAUGE),
         **dict.fromkeys(HISTOGRAMS, HISTOGRAM),
     }
-    assert kinds == expected | {CALLS: COUNTER}
+    assert kinds == expected
     assert all(families[name].metrics[""].value == 0 for name in expected)
+    assert {name: family.buckets for name, family in families.items() if family.buckets} == {
+        name: list(buckets) for name, buckets in BUCKETS.items()
+    }
+    assert BUCKETS["multsd_unet_call_rows"] == ROWS
 
 
-def test_calls_are_counted_by_their_rows_and_rows_apart_from_padding() -> None:
+def test_a_calls_rows_are_observed_and_counted_apart_from_padding() -> None:
     metrics, families = made()
     for rows, padded in ((16, 0), (3, 13), (3, 13)):
         metrics.count_call(rows, padded=padded)
-    assert {rows: metric.value for rows, metric in families[CALLS].metrics.items()} == {"16": 1, "3": 2}
+    assert families["multsd_unet_call_rows"].metrics[""].observed == [16, 3, 3]
     assert families["multsd_unet_rows_total"].metrics[""].value == 22
     assert families["multsd_unet_rows_padded_total"].metrics[""].value == 26
 
@@ -92,8 +98,8 @@ def test_changes_may_be_made_later_in_their_order() -> None:
     assert families["multsd_unet_rows_total"].metrics[""].value == 0
     for change, value in later:
         change(value)
-    assert [value for _, value in later] == [7, 1, 16, 0.25, 0]
-    assert families[CALLS].metrics["16"].value == 1
+    assert [value for _, value in later] == [7, 16, 16, 0.25, 0]
+    assert families["multsd_unet_call_rows"].metrics[""].observed == [16]
     assert families["multsd_unet_rows_total"].metrics[""].value == 16
     assert families["multsd_waiting_rows"].metrics[""].value == 0
     assert families["multsd_step_seconds"].metrics[""].observed == [0.25]
