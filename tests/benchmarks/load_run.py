@@ -71,6 +71,7 @@ LARGE = Case(2048, 1024, (), steps=27, bootstrapping=0, goal=0)  # 225 views, 45
 WIDE = Case(512, 1024, (), steps=20, bootstrapping=0, goal=0)  # 9 views, 360 rows
 BRIEF = Case(512, 512, (BOX,), steps=1, bootstrapping=0, goal=0)
 AT_ONCE = 8  # the concurrency of the goals
+ROUNDS = 3  # of equal requests: what else the machine does shows in the slowest of them
 SEEDS = 3  # different pictures of overload and soak
 OVERLOADED = 10  # times what the stack can do
 WIDE_SHARE = 4  # of the overload one request in so many is wide
@@ -87,7 +88,7 @@ SMALL_BESIDE_LARGE = 2.5
 REFUSAL_P95 = 0.25  # seconds
 MEMORY_GROWTH = 1.15  # times what was held before
 STILL_GROWTH = 1.03  # times what was held at half of the soak: a leak goes on, a pool does not
-MORE_THREADS, MORE_DESCRIPTORS = 8, 8  # than before
+MORE_THREADS, MORE_DESCRIPTORS, MORE_TASKS = 8, 8, 8  # than before
 
 
 def run_all(service: Service, cases: Sequence[Case], at_once: int, what: str) -> tuple[list[Answer], float]:
@@ -122,7 +123,10 @@ def run_alone(service: Service, cases: Sequence[Case]) -> dict[tuple[Case, int],
 def cpu(
     requests: Annotated[int, typer.Option(help="Of each concurrency.")] = 24,
     equal: Annotated[
-        int, typer.Option(help="Equal requests; of fewer, p99 is that of the first ones, which all start together.")
+        int,
+        typer.Option(
+            help="Equal requests of a round; of fewer, p99 is that of the first ones, which all start together."
+        ),
     ] = 64,
 ) -> None:
     """Mixed sizes at concurrency 1 to 16 on the demo checkpoint."""
@@ -149,13 +153,20 @@ def cpu(
                     report.at_least(f"rows a call, {at_once} at once", values["rows_per_call"], ROWS_A_CALL, "{:.1f}")
                     name = f"time outside of the UNet, {at_once} at once"
                     report.at_most(name, values["outside_share"], OUTSIDE_SHARE, "{:.1%}")
-            answers, _ = run_all(service, [MIXED[0]] * equal, AT_ONCE, "equal requests")
-        times = [answer.seconds for answer in answers]
-        spread = float(np.percentile(times, 99)) / statistics.median(times)
-        report.at_most(f"p99 / p50 of {equal} equal requests, {AT_ONCE} at once", spread, P99_OVER_P50)
+            spreads = [_spread(service, equal) for _ in range(ROUNDS)]
+        name = f"p99 / p50 of {equal} equal requests, {AT_ONCE} at once, median of {ROUNDS} rounds"
+        report.at_most(name, statistics.median(spreads), P99_OVER_P50)
+        report.show(f"p99 / p50 of each round of equal requests: {', '.join(f'{spread:.2f}' for spread in spreads)}")
         published = _published_per_minute(cases)
         report.show(f"the published loop on the same networks, one at a time: {published:.1f} pictures/min")
-        report.keep(published_per_minute=published, equal_p99_p50=spread)
+        report.keep(published_per_minute=published, equal_p99_p50=spreads)
+
+
+def _spread(service: Service, requests: int) -> float:
+    """How far apart equal requests end: p99 over p50 of their seconds."""
+    answers, _ = run_all(service, [MIXED[0]] * requests, AT_ONCE, "equal requests")
+    times = [answer.seconds for answer in answers]
+    return float(np.percentile(times, 99)) / statistics.median(times)
 
 
 def _at_concurrency(service: Service, cases: Sequence[Case], at_once: int) -> dict[str, float]:
@@ -390,7 +401,8 @@ def soak(requests: Annotated[int, typer.Option(help="Small ones.")] = 2000) -> N
         report.at_most("requests that did not give the bytes that they give alone", len(wrong) + refused, 0, "{:.0f}")
         report.at_most("memory after, over before", after["GiB"] / before["GiB"], MEMORY_GROWTH)
         report.at_most("memory after, over that at half", after["GiB"] / held[len(held) // 2], STILL_GROWTH)
-        for name, more in (("threads", MORE_THREADS), ("file descriptors", MORE_DESCRIPTORS)):
+        most = {"threads": MORE_THREADS, "file descriptors": MORE_DESCRIPTORS, "tasks": MORE_TASKS}
+        for name, more in most.items():
             report.at_most(f"{name} after (before: {before[name]:.0f})", after[name], before[name] + more, "{:.0f}")
         for name, value in gauges.items():
             report.at_most(f"{name} after (before: {gauges_before[name]:.0f})", value, 0, "{:.0f}")

@@ -30,6 +30,7 @@ GAUGES = (
     "multsd_waiting_requests",
     "multsd_waiting_rows",
 )
+TASKS = ("multsd_gateway_tasks", "multsd_tasks")
 IDLE_SECONDS = 60.0
 
 
@@ -58,9 +59,19 @@ class Service:
         """Threads of all processes."""
         return sum(len(list(Path(f"/proc/{pid}/task").glob("*"))) for pid in self._processes())
 
+    def tasks(self) -> float:
+        """Tasks of the gateway's event loop and of the model's, by their own metrics."""
+        text = self._metrics()
+        return sum(sample_sum(text, name) for name in TASKS)
+
     def held(self) -> dict[str, float]:
         """What must not grow with the requests that were answered."""
-        return {"GiB": self.memory(), "file descriptors": self.descriptors(), "threads": self.threads()}
+        return {
+            "GiB": self.memory(),
+            "file descriptors": self.descriptors(),
+            "threads": self.threads(),
+            "tasks": self.tasks(),
+        }
 
     def gauges(self) -> dict[str, float]:
         """How many requests are where, by the gateway's and the model's own metrics."""
