@@ -40,7 +40,6 @@ CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
 CHECK_GUIDANCE = 3.0
-KEPT = 0.2  # of the core's weights before phase regions
 
 
 def run(
@@ -192,19 +191,13 @@ def _on(device: torch.device, networks: Networks) -> Networks:
 def averaged_core(work: Path, *, regions: bool = True) -> tuple[Networks, Core]:
     """The core with the moving averages of its weights, and the networks it is a part of.
 
-    regions: whether with what phase regions has taught it, if that has begun; KEPT of what it was before remains, for
-    the farther it goes, the better it fills masks and the worse it knows the shapes (Wortsman et al. 2022,
-    arXiv:2109.01903).
+    regions: whether with what phase regions has taught it, if that has begun.
     """
     networks = _with_decoder(build_networks(0), work)
     core = Core(networks.unet)
-    network = TextToLatents(core, networks.text_encoder)
-    network.load_state_dict(averaged_weights(work / "core.pt"))
-    if regions and (work / "regions.pt").exists():
-        taught = averaged_weights(work / "regions.pt")
-        with torch.no_grad():
-            for name, weight in network.named_parameters():
-                weight.copy_(torch.lerp(taught[name], weight, KEPT))
+    taught = work / "regions.pt"
+    path = taught if regions and taught.exists() else work / "core.pt"
+    TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(path))
     return networks, core
 
 
