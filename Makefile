@@ -66,7 +66,7 @@ bench-quality: export ## whether regions hold what their prompts say: 100 reques
 bench-strides: export ## what views farther apart cost, and tiles of the VAE: about 10 minutes
 	$(BIN)/python -m tests.benchmarks strides
 
-bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak, deterministic; about 25 minutes
+bench-load: export ## many requests at once: cpu, a simulated gpu, overload, soak, deterministic; about 30 minutes
 	status=0; for part in cpu gpu overload soak deterministic; do \
 	  $(BIN)/python -m tests.benchmarks load $$part || status=1; done; exit $$status
 

@@ -74,6 +74,7 @@ AT_ONCE = 8  # the concurrency of the goals
 ROUNDS = 3  # of equal requests: what else the machine does shows in the slowest of them
 SEEDS = 3  # different pictures of overload and soak
 OVERLOADED = 10  # times what the stack can do
+WARM_UP_SHARE = 0.25  # of the overload's time
 WIDE_SHARE = 4  # of the overload one request in so many is wide
 STREAMED_SHARE, CANCELLED_SHARE = 0.5, 0.2  # of the soak
 SOAK_PARTS = 10  # the first one fills pools and caches
@@ -259,23 +260,25 @@ def overload(
             able = [_overloading(number) for number in range(2 * AT_ONCE)]
             _, taken = run_all(service, able, AT_ONCE, "as much as the stack can do")
             interval = taken / len(able) / OVERLOADED
-            before, refused_before = service.memory(), service.refused_by_model()  # memory of a stack that was busy
-            asked, held = asyncio.run(_overload(service, seconds, interval))
+            asyncio.run(_overload(service, seconds * WARM_UP_SHARE, interval))  # pools and caches grow to their size
+            before, refused_before = service.memory(), service.refused_by_model()
+            asked, held, draining = asyncio.run(_overload(service, seconds, interval))
             by_model = service.refused_by_model() - refused_before
             gauges, after = service.idle_gauges(), service.memory()
         pictures = {key: answer.picture for key, answer in alone.items()}
         _report_overload(report, asked, pictures)
         unexplained = sum(not answer.accepted and not answer.refused_by_gateway for _, answer in asked) - by_model
         report.at_most("503s that neither gateway nor model gave at the door", unexplained, 0, "{:.0f}")
+        first, second = held[: len(held) // 2], held[len(held) // 2 :]
         report.show(
             f"{len(asked)} requests in {seconds:.0f} s, one every {interval:.2f} s",
-            f"memory before {before:.2f}, peak {max(held):.2f}, after {after:.2f} GiB",
+            f"memory before {before:.2f}, at most {max(first):.2f} in the first half, {max(second):.2f} in the second, "
+            f"{max(draining, default=0.0):.2f} while the last were painted, after {after:.2f} GiB",
         )
-        first, second = held[: len(held) // 2], held[len(held) // 2 :]
         report.at_most("memory at most in the second half, over the first", max(second) / max(first), MEMORY_GROWTH)
         report.at_most("memory after, over before", after / before, MEMORY_GROWTH)
         report.at_most("requests that the gauges count at the end", sum(gauges.values()), 0, "{:.0f}")
-        report.keep(memory=[before, *held, after], gauges=gauges, interval=interval)
+        report.keep(memory=[before, *held, *draining, after], gauges=gauges, interval=interval)
 
 
 def _overloading(number: int) -> Case:
@@ -283,8 +286,13 @@ def _overloading(number: int) -> Case:
     return WIDE if number % WIDE_SHARE == 1 else MIXED[0]
 
 
-async def _overload(service: Service, seconds: float, interval: float) -> tuple[list[tuple[Wish, Answer]], list[float]]:
-    """Requests that come whether or not those before are done: all with their answers, and the GiB held meanwhile."""
+async def _overload(
+    service: Service, seconds: float, interval: float
+) -> tuple[list[tuple[Wish, Answer]], list[float], list[float]]:
+    """Requests that come whether or not those before are done.
+
+    All with their answers, the GiB held while they came, and those held while the last of them were painted.
+    """
     wishes: list[Wish] = []
     tasks: list[asyncio.Task[Answer]] = []
     held: list[float] = []
@@ -301,10 +309,11 @@ async def _overload(service: Service, seconds: float, interval: float) -> tuple[
             wishes.append(Wish(_overloading(len(wishes)), len(wishes) % SEEDS))
             tasks.append(asyncio.create_task(ask(http, wishes[-1])))
             await asyncio.sleep(max(0.0, len(wishes) * interval - now))
+        came = len(held)
         answers = await asyncio.gather(*tasks)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-    return list(zip(wishes, answers, strict=True)), held
+    return list(zip(wishes, answers, strict=True)), held[:came], held[came:]
 
 
 def _report_overload(

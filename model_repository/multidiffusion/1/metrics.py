@@ -32,7 +32,8 @@ GAUGES = {
     "multsd_tasks": "Tasks of the orchestrator's event loop when one of the others last changed",
 }
 
-ROWS = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 24.0, 32.0, 48.0, 64.0)
+# With one below each usual largest batch, so that a quantile of full calls is not far from full.
+ROWS = (1.0, 2.0, 4.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 15.0, 16.0, 24.0, 31.0, 32.0, 48.0, 63.0, 64.0)
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 HISTOGRAMS = {
     "multsd_unet_call_rows": "UNet rows that shared a call",
