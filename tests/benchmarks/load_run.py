@@ -154,17 +154,17 @@ def cpu(
                     report.at_least(f"rows a call, {at_once} at once", values["rows_per_call"], ROWS_A_CALL, "{:.1f}")
                     name = f"time outside of the UNet, {at_once} at once"
                     report.at_most(name, values["outside_share"], OUTSIDE_SHARE, "{:.1%}")
-            spreads = [_spread(service, equal) for _ in range(ROUNDS)]
+            ratios = [_p99_over_p50(service, equal) for _ in range(ROUNDS)]
         name = f"p99 / p50 of {equal} equal requests, {AT_ONCE} at once, median of {ROUNDS} rounds"
-        report.at_most(name, statistics.median(spreads), P99_OVER_P50)
-        report.show(f"p99 / p50 of each round of equal requests: {', '.join(f'{spread:.2f}' for spread in spreads)}")
+        report.at_most(name, statistics.median(ratios), P99_OVER_P50)
+        report.show(f"p99 / p50 of each round of equal requests: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
         published = _published_per_minute(cases)
         report.show(f"the published loop on the same networks, one at a time: {published:.1f} pictures/min")
-        report.keep(published_per_minute=published, equal_p99_p50=spreads)
+        report.keep(published_per_minute=published, equal_p99_p50=ratios)
 
 
-def _spread(service: Service, requests: int) -> float:
-    """How far apart equal requests end: p99 over p50 of their seconds."""
+def _p99_over_p50(service: Service, requests: int) -> float:
+    """Of the seconds that equal requests take."""
     answers, _ = run_all(service, [MIXED[0]] * requests, AT_ONCE, "equal requests")
     times = [answer.seconds for answer in answers]
     return float(np.percentile(times, 99)) / statistics.median(times)
