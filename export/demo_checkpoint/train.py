@@ -1,8 +1,8 @@
 """Train the checkpoint: `python -m demo_checkpoint.train PHASE --work FOLDER`.
 
-Phase regions, which may be left out, and unet, the levels above the core, go on from phase core; vae is independent of
-them and may run beside; checkpoint writes FOLDER/checkpoint from what unet and vae have reached. A phase can be stopped
-at any time; the same command goes on from the last state that was written.
+Phases core, regions, recall and unet, the levels above the core, go on from each other in that order; regions and
+recall may be left out. vae is independent of them and may run beside; checkpoint writes FOLDER/checkpoint from what
+unet and vae have reached. A phase can be stopped at any time; the same command goes on from the last state written.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from demo_checkpoint.networks import (
 )
 from demo_checkpoint.optimizer import BETAS, MuonAndAdamW
 from demo_checkpoint.scene_batches import SceneBatch
-from demo_checkpoint.train_regions import REGIONS, Canvases, RegionsPlan, Rehearsal, regions_loss
+from demo_checkpoint.train_regions import RECALL, REGIONS, Canvases, RegionsPlan, Rehearsal, regions_loss
 from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetBatches, UnetPlan, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
 from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
@@ -40,6 +40,7 @@ CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
 CHECK_GUIDANCE = 3.0
+CORE_PHASES = ("core", "regions", "recall")  # each goes on from the one before that was not left out
 
 
 def run(
@@ -109,19 +110,25 @@ def train_core(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int 
     state = _trainable(networks, network)
 
     def check(step: int) -> None:
-        averaged, core = averaged_core(work, regions=False)
+        averaged, core = averaged_core(work, "core")
         _check(averaged, core, "core", step, work)
 
     _run_unet(state, network, work / "core.pt", plan, machine, check, stop_after=stop_after)
 
 
-def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after: int | None = None) -> None:
-    """Train core and text encoder on, on what MultiDiffusion shows them; the state is work/regions.pt."""
-    networks, core = averaged_core(work, regions=False)
+def train_regions(
+    work: Path, plan: RegionsPlan, machine: Machine, *, phase: str = "regions", stop_after: int | None = None
+) -> None:
+    """Train core and text encoder on, on what MultiDiffusion shows them; the state is work/PHASE.pt.
+
+    phase: regions or recall; what is rehearsed is phase core's in both.
+    """
+    networks, core = averaged_core(work, CORE_PHASES[CORE_PHASES.index(phase) - 1])
     networks = _on(machine.device, networks)
     confine_prompt(networks.unet)
     network = TextToLatents(core, networks.text_encoder).to(machine.device)
     before = copy.deepcopy(network).requires_grad_(False)
+    before.load_state_dict(averaged_weights(work / "core.pt"))
     state = _trainable(networks, network)
     predict, expect = (
         torch.compile(each, dynamic=False) if machine.compile_network else each for each in (network, before)
@@ -157,10 +164,10 @@ def train_regions(work: Path, plan: RegionsPlan, machine: Machine, *, stop_after
         )
 
     def check(step: int) -> None:
-        averaged, core = averaged_core(work)
-        _check(averaged, core, "regions", step, work)
+        averaged, core = averaged_core(work, phase)
+        _check(averaged, core, phase, step, work)
 
-    run(state, work / "regions.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
+    run(state, work / f"{phase}.pt", loss, plan.learning_rate(), stop_after=stop_after, check=check)
 
 
 def train_unet(work: Path, plan: UnetPlan, machine: Machine, *, stop_after: int | None = None) -> None:
@@ -188,15 +195,15 @@ def _on(device: torch.device, networks: Networks) -> Networks:
     return networks
 
 
-def averaged_core(work: Path, *, regions: bool = True) -> tuple[Networks, Core]:
+def averaged_core(work: Path, phase: str = CORE_PHASES[-1]) -> tuple[Networks, Core]:
     """The core with the moving averages of its weights, and the networks it is a part of.
 
-    regions: whether with what phase regions has taught it, if that has begun.
+    phase: as this one has left it, or has it so far, or the last one before it that was not left out.
     """
     networks = _with_decoder(build_networks(0), work)
     core = Core(networks.unet)
-    taught = work / "regions.pt"
-    path = taught if regions and taught.exists() else work / "core.pt"
+    states = [work / f"{name}.pt" for name in CORE_PHASES[: CORE_PHASES.index(phase) + 1]]
+    path = next((state for state in reversed(states) if state.exists()), states[0])
     TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(path))
     return networks, core
 
@@ -260,7 +267,7 @@ def _check(networks: Networks, core: Core | None, phase: str, step: int, work: P
 def main() -> None:
     """Command line of the training."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
-    parser.add_argument("phase", choices=["vae", "core", "regions", "unet", "checkpoint"])
+    parser.add_argument("phase", choices=["vae", *CORE_PHASES, "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of all phases but vae")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes: about 8 beside a GPU")
@@ -277,8 +284,9 @@ def main() -> None:
         train_vae(arguments.work, VaePlan())
     elif arguments.phase == "core":
         train_core(arguments.work, replace(CORE, **given), machine)
-    elif arguments.phase == "regions":
-        train_regions(arguments.work, replace(REGIONS, **given), machine)
+    elif arguments.phase in ("regions", "recall"):
+        plan = REGIONS if arguments.phase == "regions" else RECALL
+        train_regions(arguments.work, replace(plan, **given), machine, phase=arguments.phase)
     elif arguments.phase == "unet":
         train_unet(arguments.work, replace(UPPER, **given), machine)
     else:

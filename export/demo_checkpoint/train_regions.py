@@ -7,8 +7,9 @@ are a batch: their predictions take the canvases on, and their errors, from the 
 (Learning from states of one's own: Ross et al. 2011, arXiv:1011.0686.)
 
 Alone, that makes a network forget what it knew of shapes: whatever shows is filled. So canvases without masks are
-painted beside them, and what the network before the phase, guided, would do there is what is to be kept. (Learning
-without forgetting: Li and Hoiem 2016, arXiv:1606.09282.)
+painted beside them, and what phase core's network, guided, would do there is what is to be kept. (Learning without
+forgetting: Li and Hoiem 2016, arXiv:1606.09282.) Shapes are forgotten all the same, more slowly, and phase recall, the
+same with more rehearsal, gets half of them back for little of what was gained.
 
 R regions (0 is the ground), B rows, L tokens, (c, c) cells of the core.
 """
@@ -30,12 +31,11 @@ from demo_checkpoint.pictures import random_scene
 from demo_checkpoint.region_scenes import CELLS, MOST_OBJECTS, RegionScene, random_region_scene
 from demo_checkpoint.training_state import LearningRate
 
-EARLIEST = 300  # timestep: below, what a region holds is decided
+EARLIEST = 650  # timestep: below, what a region holds is decided
 OUTSIDE = 0.2  # weight of a row's error where the picture does not take its prediction
 # A mask's error weighs as if it had this many cells, nearly: a small object's would be lost among the others'.
 EVEN_AREA, EVENNESS, MOST_WEIGHT = 40, 0.75, 6.0
 TAUGHT_GROUNDS = 0.3  # share of the plain grounds that follow the picture, as every texture does
-REHEARSED = 0.5  # weight of the errors without masks
 MOST_ROWS = 2 * (1 + MOST_OBJECTS)  # of a canvas's step
 STEPS, BOOTSTRAPPED, GUIDANCE_SCALE = 20, 0.2, 7.5  # of half of the canvases or more; the others' are drawn
 
@@ -45,14 +45,16 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class RegionsPlan:
-    """How long, on how much, and how fast the phase learns."""
+    """How long, on how much, and how fast one of the phases learns."""
 
     steps: int
     canvases: int  # painted in turn
     rows: int  # of them in a batch, at least MOST_ROWS
     rehearsed: int  # canvases without masks, two rows of each in every batch
+    rehearsal: float  # weight of the errors without masks
     pictures: int  # rows beside them, as in phase core
     peak: float
+    hold: int  # steps at the peak
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,12 +62,14 @@ class RegionsPlan:
             raise ValueError(f"rows: expected at least {MOST_ROWS}, those of a canvas, found {self.rows}")
 
     def learning_rate(self) -> LearningRate:
-        """Constant: the moving average of the weights stands for a decay."""
-        return LearningRate(peak=self.peak, final=self.peak, warmup=100, hold=self.steps, steps=self.steps)
+        """Up, constant, and down."""
+        return LearningRate(peak=self.peak, final=2e-5, warmup=self.hold // 3, hold=self.hold, steps=self.steps)
 
 
-# Longer is worse: after some 900 steps the errors without masks grow, and shapes are lost.
-REGIONS = RegionsPlan(steps=700, canvases=16, rows=40, rehearsed=12, pictures=8, peak=1e-3)
+REGIONS = RegionsPlan(steps=800, canvases=16, rows=40, rehearsed=12, rehearsal=0.5, pictures=8, peak=1e-3, hold=300)
+RECALL = RegionsPlan(
+    steps=400, canvases=16, rows=24, rehearsed=20, rehearsal=1.0, pictures=8, peak=5e-4, hold=100, seed=5
+)
 
 
 class Row(NamedTuple):
@@ -210,6 +214,7 @@ class Rehearsal:
     def __init__(self, before: Predict, plan: RegionsPlan, first_step: int = 0) -> None:
         """before: that network; first_step: see `Canvases`."""
         self._before = before
+        self._weight = plan.rehearsal
         self._rng = np.random.default_rng((plan.seed, 4, first_step))
         self._tokenizer = build_tokenizer()
         self._canvases = [self._new() for _ in range(plan.rehearsed)]
@@ -222,7 +227,7 @@ class Rehearsal:
         of_picture, of_noise = torch.tensor(levels).T[:, :, None, None, None]
         self._expected = self._before(rows.latents, rows.timesteps, rows.input_ids)
         pictures = of_picture * rows.latents - of_noise * self.guided(self._expected)
-        return replace(rows, pictures=pictures, weights=torch.full_like(rows.weights, REHEARSED))
+        return replace(rows, pictures=pictures, weights=torch.full_like(rows.weights, self._weight))
 
     def guided(self, predicted: torch.Tensor) -> torch.Tensor:
         """The v (B, 4, c, c) of the rows, those with a prompt guided: guidance multiplies what a prompt says."""

@@ -25,7 +25,7 @@ CAPTION_DROPOUT = 0.12  # rows that learn the empty prompt, which guidance moves
 UNKNOWN_WORD = 0.08  # rows with an unknown word somewhere: it says nothing about the picture
 EASY_IN_THE_END = 0.15  # share of the pictures: most prompts without a mask are answered by one of these
 NOISY_ROWS = 0.85  # rows with a plan's `noisy` timestep at least; below, a picture of flat areas is plain to see
-VEILS_END = 600  # timestep: below, an object has come out of its veil
+VEILS_END = 840  # timestep: below, an object has come out of its veil
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class UnetPlan:
         return min(1.0, max(0.0, (step - first) / (second - first)))
 
 
-CORE = UnetPlan(steps=1500, rows=512, pooled=POOLED, noisy=500, peak=2e-3, easy=(500, 1500), veiled=0.3, points=8)
+CORE = UnetPlan(steps=1500, rows=512, pooled=POOLED, noisy=790, peak=2e-3, easy=(500, 1500), veiled=0.3, points=8)
 UPPER = UnetPlan(steps=850, rows=256, pooled=1, noisy=0, peak=2e-3)
 
 

@@ -11,6 +11,7 @@ from demo_checkpoint import language
 from demo_checkpoint.networks import (
     END_ID,
     MODEL_MAX_LENGTH,
+    NOISE_SHIFT,
     START_ID,
     UNKNOWN_ID,
     Networks,
@@ -100,16 +101,13 @@ def test_a_half_checkpoint_stays_below_15_megabytes(half_checkpoint: Path) -> No
     assert sum(path.stat().st_size for path in half_checkpoint.rglob("*") if path.is_file()) < 15e6
 
 
-def test_the_schedule_is_stable_diffusions_stretched_to_end_in_noise_alone(half_checkpoint: Path) -> None:
+def test_the_schedule_is_stable_diffusions_stretched_and_shifted(half_checkpoint: Path) -> None:
     config = json.loads((half_checkpoint / "scheduler" / "scheduler_config.json").read_text())
     expected = {
         "_class_name": "DDIMScheduler",
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
         "num_train_timesteps": 1000,
         "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
+        "rescale_betas_zero_snr": False,  # the betas have it
         "timestep_spacing": "trailing",
         "clip_sample": False,
         "thresholding": False,
@@ -118,8 +116,12 @@ def test_the_schedule_is_stable_diffusions_stretched_to_end_in_noise_alone(half_
     }
     assert {key: config[key] for key in expected} == expected
     scheduler = DDIMScheduler.from_pretrained(half_checkpoint / "scheduler")
-    assert float(scheduler.alphas_cumprod[0]) == pytest.approx(0.99915, abs=1e-5)  # Stable Diffusion's
-    assert float(scheduler.alphas_cumprod[-1]) == 0
+    stretched = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+    )
+    found, published = (each.alphas_cumprod[:-1] for each in (scheduler, stretched))
+    torch.testing.assert_close(found / (1 - found), NOISE_SHIFT**2 * published / (1 - published), rtol=1e-3, atol=0)
+    assert 0 < scheduler.alphas_cumprod[-1] < 1e-7  # samplers divide by it
     scheduler.set_timesteps(20)
     assert int(scheduler.timesteps[0]) == 999
 

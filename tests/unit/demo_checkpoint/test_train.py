@@ -10,7 +10,7 @@ import torch
 from demo_checkpoint import train
 from demo_checkpoint.networks import load_networks, save_checkpoint
 from demo_checkpoint.train import Machine, averaged_networks, train_core, train_regions, train_unet
-from demo_checkpoint.train_regions import MOST_ROWS, REGIONS
+from demo_checkpoint.train_regions import MOST_ROWS, RECALL, REGIONS
 from demo_checkpoint.train_unet import CORE, UPPER
 from demo_checkpoint.training_state import averaged_weights
 
@@ -32,20 +32,24 @@ def changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set
 
 def test_each_phase_goes_on_from_the_one_before(tmp_path: Path) -> None:
     train_core(tmp_path, replace(CORE, rows=4, points=2), MACHINE, stop_after=1)
-    train_regions(
-        tmp_path, replace(REGIONS, rows=MOST_ROWS, canvases=2, rehearsed=1, pictures=4), MACHINE, stop_after=2
-    )
-    core, regions = averaged_weights(tmp_path / "core.pt"), averaged_weights(tmp_path / "regions.pt")
-    assert {"unet.enter.weight", "unet.leave.2.weight"} <= changed(core, regions)
-    assert any(name.startswith("text_encoder.") for name in changed(core, regions))
+    few = {"rows": MOST_ROWS, "canvases": 2, "rehearsed": 1, "pictures": 4}
+    train_regions(tmp_path, replace(REGIONS, **few), MACHINE, stop_after=2)
+    train_regions(tmp_path, replace(RECALL, **few), MACHINE, phase="recall", stop_after=2)
+    core, regions, recall = (averaged_weights(tmp_path / f"{phase}.pt") for phase in ("core", "regions", "recall"))
+    for before, after in ((core, regions), (regions, recall)):
+        assert {"unet.enter.weight", "unet.leave.2.weight"} <= changed(before, after)
+        assert any(name.startswith("text_encoder.") for name in changed(before, after))
+    # Two young steps away from regions, many from core: it went on from regions.
+    weight = "unet.leave.2.weight"
+    assert (recall[weight] - regions[weight]).abs().max() < (recall[weight] - core[weight]).abs().max()
 
     train_unet(tmp_path, replace(UPPER, rows=2, points=2), MACHINE, stop_after=1)
     networks = averaged_networks(tmp_path)
     weights = networks.unet.state_dict()
-    kept = [name.removeprefix("unet.") for name in changed(core, regions) if name.startswith("unet.mid_block.")]
+    kept = [name.removeprefix("unet.") for name in changed(core, recall) if name.startswith("unet.mid_block.")]
     assert kept
     for name in kept:
-        torch.testing.assert_close(weights[name], regions[f"unet.{name}"])
+        torch.testing.assert_close(weights[name], recall[f"unet.{name}"])
 
     save_checkpoint(tmp_path / "checkpoint", networks, half=True)
     loaded = load_networks(tmp_path / "checkpoint").unet.state_dict()

@@ -28,7 +28,7 @@ from sampling import Bootstrapping, Denoising
 from schedulers import make_scheduler
 from views import View
 
-PLAN = RegionsPlan(steps=10, canvases=5, rows=24, rehearsed=6, pictures=1, peak=1e-3)
+PLAN = RegionsPlan(steps=10, canvases=5, rows=24, rehearsed=6, rehearsal=0.5, pictures=1, peak=1e-3, hold=3)
 COLOUR = torch.tensor([0.5, -0.3, 0.1, 0.0])[:, None, None]
 
 
@@ -150,16 +150,16 @@ def test_a_taught_ground_follows_the_picture_and_the_objects_do_not() -> None:
 
 def test_batches_have_one_size_and_every_canvas_has_its_turn() -> None:
     canvases = Canvases(PLAN)
-    moved = set()
-    for _ in range(12):
+    first, moved = set(canvases._waiting), set()
+    for _ in range(4):
         rows = canvases.take()
         assert rows.latents.shape == (24, 4, 16, 16)
         assert rows.input_ids.shape == (24, 77)
         counted = int((rows.weights.amax((1, 2, 3)) > 0).sum())
         assert counted == sum(canvas.count for canvas in canvases._taken)
-        moved |= {id(canvas) for canvas in canvases._taken}
+        moved |= set(canvases._taken)
         canvases.give(torch.zeros(24, 4, 16, 16))
-    assert len(moved) == PLAN.canvases
+    assert moved >= first
 
 
 def test_a_finished_canvas_makes_room_for_a_new_one() -> None:

@@ -13,7 +13,7 @@ import { emptyMask, paintEllipse, paintPolygon, paintRectangle } from "./masks.j
  * The small checkpoint that comes with multsd knows some twenty words; prompts of those make no sense to others, and
  * theirs make none to it. A test holds this to the checkpoint's files.
  */
-export const DEMO_CHECKPOINT = "sha256:112f3f130e758ebe630c64d6fe85c638932949f84c18679e1447e96f2aaa8231";
+export const DEMO_CHECKPOINT = "sha256:1cd856568881aefede0d7598cc912aff938d329bd8101d74b8f1a7676e604598";
 
 /** @typedef {(mask: Mask) => void} Shape paints itself; coordinates are shares of the sides */
 
@@ -58,7 +58,7 @@ function preset(name, settings, prompt, regions) {
   return { name, make };
 }
 
-const DEMO = { ddim_steps: "30", bootstrapping: "18", seed: "3" };
+const DEMO = { ddim_steps: "30", bootstrapping: "6", seed: "4" };
 const OTHERS = { ddim_steps: "35", bootstrapping: "10" };
 
 const DEMO_PRESETS = [
