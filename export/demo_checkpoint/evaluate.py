@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 
 from demo_checkpoint.core import Core
@@ -75,8 +76,9 @@ def paint(
     num_inference_steps: int = 35,
     guidance_scale: float = 7.5,
     core: Core | None = None,
+    scheduler: DDIMScheduler | None = None,
 ) -> list[Pixels]:
-    """A picture for every request, in batches; core: see `sample`."""
+    """A picture for every request, in batches; core and scheduler: see `sample`."""
     pictures: list[Pixels] = []
     for start in range(0, len(requests), BATCH):
         prompts = [request.prompt for request in requests[start : start + BATCH]]
@@ -87,6 +89,7 @@ def paint(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             core=core,
+            scheduler=scheduler,
         )
     return pictures
 
@@ -123,6 +126,7 @@ def main() -> None:
         arguments.seed,
         num_inference_steps=arguments.steps,
         guidance_scale=arguments.guidance,
+        scheduler=DDIMScheduler.from_pretrained(arguments.checkpoint / "scheduler", local_files_only=True),
     )
     if arguments.sheet:
         contact_sheet(pictures, [request.prompt for request in requests]).save(arguments.sheet)

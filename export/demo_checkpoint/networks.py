@@ -33,6 +33,12 @@ SCALING_FACTOR = 1.6
 # often the bootstrapped ones, latents are 0.47 picture and 0.88 noise, where they would be 0.13 and 0.99. Networks
 # prefer this to latents that are in fact as large.
 NOISE_SHIFT = 4.0
+_PUBLISHED = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 
 COMPONENTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -152,14 +158,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule, stretched and shifted; v-prediction.
 
-    Stretched to end in noise alone (Lin et al. 2024, arXiv:2305.08891): as published it ends with 0.07 x + 1.0 noise,
-    in which large flat objects still show, and a network that learned to look for them finds lumps in the pure noise
-    that sampling starts from. Epsilon says nothing about a picture where there is only noise, so v is predicted.
+    Stretched to end in noise, all but alone (Lin et al. 2024, arXiv:2305.08891): as published it ends with 0.07 x + 1.0
+    noise, in which large flat objects still show, and a network that learned to look for them finds lumps in the pure
+    noise that sampling starts from. Epsilon says nothing about a picture where there is only noise, so v is predicted.
 
-    Shifted to NOISE_SHIFT**2 times the signal-to-noise ratio (Hoogeboom et al. 2023, arXiv:2301.11093): see there.
+    Shifted to NOISE_SHIFT**2 times the signal-to-noise ratio (Hoogeboom et al. 2023, arXiv:2301.11093). What the
+    configuration says beside trained_betas, which go first, is the schedule that both start from.
     """
     return DDIMScheduler(
-        num_train_timesteps=1000,
+        **_PUBLISHED,
         trained_betas=list(_betas()),
         prediction_type="v_prediction",
         timestep_spacing="trailing",
@@ -172,14 +179,8 @@ def build_scheduler() -> DDIMScheduler:
 
 @cache
 def _betas() -> tuple[float, ...]:
-    published = DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        rescale_betas_zero_snr=True,
-    )
-    signal = published.alphas_cumprod.double()
+    stretched = DDIMScheduler(**_PUBLISHED, rescale_betas_zero_snr=True)
+    signal = stretched.alphas_cumprod.double()
     snr = NOISE_SHIFT**2 * signal / (1 - signal)
     shifted = (snr / (1 + snr)).clamp(min=2**-24)  # as little as diffusers' samplers that divide by it can take
     alphas = shifted / torch.cat([torch.ones(1), shifted[:-1]])

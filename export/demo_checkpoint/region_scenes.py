@@ -1,4 +1,4 @@
-"""Pictures with masks, drawn by code: what the regions phase of the training asks of MultiDiffusion.
+"""Pictures with masks, drawn by code: what the phases regions and recall of the training ask of MultiDiffusion.
 
 R regions, region 0 is the ground; a window has (c, c) cells of the core. Lengths are fractions of the window's side,
 corners (N, 2) are (x, y), y downwards.

@@ -20,10 +20,12 @@ def sample(
     num_inference_steps: int = 35,
     guidance_scale: float = 7.5,
     core: Core | None = None,
+    scheduler: DDIMScheduler | None = None,
 ) -> list[Pixels]:
     """Paint one picture a prompt with DDIM; the defaults are those of the HTTP API.
 
     core: paint with it, in place of the UNet, the small picture that it sees.
+    scheduler: with the noise schedule that the networks were trained on; left out, `build_scheduler`'s.
     """
     generator = torch.Generator().manual_seed(seed)
     pooled = POOLED if core else 1
@@ -31,7 +33,7 @@ def sample(
     latents = torch.randn(shape, generator=generator) / pooled
     network = core or networks.unet
     prompt_embeds = encode_prompts(networks, [""] * len(prompts) + prompts)  # (2B, L, D)
-    scheduler: DDIMScheduler = build_scheduler()
+    scheduler = scheduler or build_scheduler()
     scheduler.set_timesteps(num_inference_steps)
     for t in scheduler.timesteps:
         rows = network(torch.cat([latents, latents]), t, prompt_embeds).sample.float()

@@ -40,7 +40,8 @@ CHECK_EVERY = 1000  # steps between held-out checks, which cost about as much as
 CHECK_REQUESTS = 24
 CHECK_STEPS = 20
 CHECK_GUIDANCE = 3.0
-CORE_PHASES = ("core", "regions", "recall")  # each goes on from the one before that was not left out
+REGIONS_PHASES = {"regions": REGIONS, "recall": RECALL}
+CORE_PHASES = ("core", *REGIONS_PHASES)  # each goes on from the one before that was not left out
 
 
 def run(
@@ -284,9 +285,9 @@ def main() -> None:
         train_vae(arguments.work, VaePlan())
     elif arguments.phase == "core":
         train_core(arguments.work, replace(CORE, **given), machine)
-    elif arguments.phase in ("regions", "recall"):
-        plan = REGIONS if arguments.phase == "regions" else RECALL
-        train_regions(arguments.work, replace(plan, **given), machine, phase=arguments.phase)
+    elif arguments.phase in REGIONS_PHASES:
+        plan = replace(REGIONS_PHASES[arguments.phase], **given)
+        train_regions(arguments.work, plan, machine, phase=arguments.phase)
     elif arguments.phase == "unet":
         train_unet(arguments.work, replace(UPPER, **given), machine)
     else:

@@ -1,4 +1,4 @@
-"""Second and third phase of the training: the UNet's core with the text encoder, then what lies above the core.
+"""Phases core and unet of the training: the UNet's core with the text encoder, and what lies above the core.
 
 B rows in a batch, L = 77 tokens, (c, c) latent cells: the core's 16, then the window's 64.
 """

@@ -113,6 +113,7 @@ VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_
 
 def _common_facts(configs: Configs) -> list[Fact]:
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
+    steps = scheduler.get("num_train_timesteps", 1000)
     return [
         ("text_encoder: model_type", configs["text_encoder"].get("model_type"), ("clip_text_model",)),
         ("unet: _class_name", unet.get("_class_name"), ("UNet2DConditionModel",)),
@@ -130,12 +131,18 @@ def _common_facts(configs: Configs) -> list[Fact]:
         ("scheduler: _class_name", scheduler.get("_class_name"), SCHEDULERS),
         ("scheduler: beta_schedule", scheduler.get("beta_schedule"), BETA_SCHEDULES),
         ("scheduler: beta_start and beta_end are given", {"beta_start", "beta_end"} <= scheduler.keys(), (True,)),
+        ("scheduler: trained_betas, how many", _count(scheduler.get("trained_betas")), (None, steps)),
         ("scheduler: timestep_spacing", scheduler.get("timestep_spacing"), (None, "leading", "linspace", "trailing")),
         ("scheduler: use_flow_sigmas", scheduler.get("use_flow_sigmas", False), (False,)),
         ("scheduler: variance_type", scheduler.get("variance_type"), VARIANCE_TYPES),
         ("scheduler: prediction_type", scheduler.get("prediction_type", "epsilon"), ("epsilon", "v_prediction")),
         ("scheduler: thresholding", scheduler.get("thresholding", False), (False,)),
     ]
+
+
+def _count(values: object) -> object:
+    """How many a list has; what is none is told as it is."""
+    return len(values) if isinstance(values, list) else values
 
 
 def _sd_facts(configs: Configs) -> list[Fact]:

@@ -76,7 +76,7 @@ class PictureReply(BaseModel):
         description="Rows that the published method needs for the same picture.", examples=[140]
     )
     checkpoint: dict[str, Any] = Field(
-        description="Name and digest of the weights.", examples=[{"name": "checkpoint", "digest": "sha256:1cd85656"}]
+        description="Name and digest of the weights.", examples=[{"name": "checkpoint", "digest": "sha256:308318f1"}]
     )
     request_id: str = Field(examples=["5f0c1f5e"])
 
@@ -91,7 +91,7 @@ class CheckpointNote(BaseModel):
     """The weights that pictures are painted with; null where the served model does not tell."""
 
     name: str | None = Field(examples=["checkpoint"])
-    digest: str | None = Field(description="SHA-256 of its files.", examples=["sha256:1cd85656"])
+    digest: str | None = Field(description="SHA-256 of its files.", examples=["sha256:308318f1"])
     family: str | None = Field(examples=["sd1"])
 
 

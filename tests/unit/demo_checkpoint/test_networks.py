@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from demo_checkpoint import language
+from demo_checkpoint import networks as networks_module
 from demo_checkpoint.networks import (
     END_ID,
     MODEL_MAX_LENGTH,
@@ -16,6 +17,7 @@ from demo_checkpoint.networks import (
     UNKNOWN_ID,
     Networks,
     build_networks,
+    build_scheduler,
     build_tokenizer,
     load_networks,
     save_checkpoint,
@@ -106,6 +108,9 @@ def test_the_schedule_is_stable_diffusions_stretched_and_shifted(half_checkpoint
     expected = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
         "prediction_type": "v_prediction",
         "rescale_betas_zero_snr": False,  # the betas have it
         "timestep_spacing": "trailing",
@@ -124,6 +129,11 @@ def test_the_schedule_is_stable_diffusions_stretched_and_shifted(half_checkpoint
     assert 0 < scheduler.alphas_cumprod[-1] < 1e-7  # samplers divide by it
     scheduler.set_timesteps(20)
     assert int(scheduler.timesteps[0]) == 999
+
+
+def test_the_checkpoint_that_comes_with_the_project_has_this_schedule() -> None:
+    shipped = Path(networks_module.__file__).parent / "checkpoint" / "scheduler"
+    assert DDIMScheduler.from_pretrained(shipped).config.trained_betas == build_scheduler().config.trained_betas
 
 
 def test_the_untrained_encoder_measures_cell_colours_and_the_decoder_keeps_them(networks: Networks) -> None:

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from demo_checkpoint import train
-from demo_checkpoint.networks import load_networks, save_checkpoint
-from demo_checkpoint.train import Machine, averaged_networks, train_core, train_regions, train_unet
-from demo_checkpoint.train_regions import MOST_ROWS, RECALL, REGIONS
-from demo_checkpoint.train_unet import CORE, UPPER
+from demo_checkpoint.core import Core
+from demo_checkpoint.networks import build_networks, load_networks, save_checkpoint
+from demo_checkpoint.train import Machine, averaged_core, averaged_networks, train_core, train_regions, train_unet
+from demo_checkpoint.train_regions import MOST_ROWS, RECALL, REGIONS, Predict, RegionsPlan, Rehearsal
+from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents
 from demo_checkpoint.training_state import averaged_weights
 
 MACHINE = Machine(torch.device("cpu"), workers=0, compile_network=False)
+FEW = {"rows": MOST_ROWS, "canvases": 2, "rehearsed": 1, "pictures": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +32,64 @@ def changed(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set
     return {name for name, weight in one.items() if not torch.equal(weight, other[name])}
 
 
+def core_state(work: Path, phase: str, seed: int) -> dict[str, torch.Tensor]:
+    """Leave random weights in work as those of a phase of the core."""
+    networks = build_networks(seed)
+    weights = TextToLatents(Core(networks.unet), networks.text_encoder).state_dict()
+    torch.save({"ema": weights}, work / f"{phase}.pt")
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("written", "phase", "expected"),
+    [
+        (["core"], "recall", "core"),
+        (["core", "regions"], "recall", "regions"),
+        (["core", "recall"], "recall", "recall"),
+        (["core", "regions", "recall"], "recall", "recall"),
+        (["core", "regions", "recall"], "regions", "regions"),
+        (["core", "regions", "recall"], "core", "core"),
+    ],
+)
+def test_a_phase_that_was_left_out_is_passed_over(
+    written: list[str], phase: str, expected: str, tmp_path: Path, unchecked: list[str]
+) -> None:
+    states = {name: core_state(tmp_path, name, seed) for seed, name in enumerate(written)}
+    networks, core = averaged_core(tmp_path, phase)
+    found = TextToLatents(core, networks.text_encoder).state_dict()
+    assert not changed(states[expected], found)
+    unchecked.append("nothing was trained")
+
+
+def test_phase_recall_rehearses_what_phase_core_knew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[Predict] = []
+
+    class Recording(Rehearsal):
+        def __init__(self, before: Predict, plan: RegionsPlan, first_step: int = 0) -> None:
+            known.append(before)
+            super().__init__(before, plan, first_step)
+
+    core_state(tmp_path, "core", 0)
+    core_state(tmp_path, "regions", 1)
+    monkeypatch.setattr(train, "Rehearsal", Recording)
+    train_regions(tmp_path, replace(RECALL, **FEW), MACHINE, phase="recall", stop_after=1)
+
+    networks, core = averaged_core(tmp_path, "core")
+    rows = torch.ones(2, 4, 16, 16), torch.tensor([900, 700]), torch.ones(2, 77, dtype=torch.long)
+    with torch.no_grad():
+        expected = TextToLatents(core, networks.text_encoder)(*rows)
+    torch.testing.assert_close(known[0](*rows), expected, rtol=0.1, atol=0.05)  # known in bfloat16
+
+
 def test_each_phase_goes_on_from_the_one_before(tmp_path: Path) -> None:
     train_core(tmp_path, replace(CORE, rows=4, points=2), MACHINE, stop_after=1)
-    few = {"rows": MOST_ROWS, "canvases": 2, "rehearsed": 1, "pictures": 4}
-    train_regions(tmp_path, replace(REGIONS, **few), MACHINE, stop_after=2)
-    train_regions(tmp_path, replace(RECALL, **few), MACHINE, phase="recall", stop_after=2)
+    train_regions(tmp_path, replace(REGIONS, **FEW), MACHINE, stop_after=2)
+    train_regions(tmp_path, replace(RECALL, **FEW), MACHINE, phase="recall", stop_after=2)
     core, regions, recall = (averaged_weights(tmp_path / f"{phase}.pt") for phase in ("core", "regions", "recall"))
     for before, after in ((core, regions), (regions, recall)):
         assert {"unet.enter.weight", "unet.leave.2.weight"} <= changed(before, after)
         assert any(name.startswith("text_encoder.") for name in changed(before, after))
-    # Two young steps away from regions, many from core: it went on from regions.
+    # Nearer to where it began, which is regions.
     weight = "unet.leave.2.weight"
     assert (recall[weight] - regions[weight]).abs().max() < (recall[weight] - core[weight]).abs().max()
 

@@ -80,7 +80,7 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
     before = read_checkpoint(folder)
     (folder / "README.md").write_text("not used")
     assert read_checkpoint(folder).digest == before.digest
-    set_value("scheduler/scheduler_config.json", "beta_end", 0.02)(folder)
+    set_value("scheduler/scheduler_config.json", "beta_end", 0.03)(folder)
     after = read_checkpoint(folder)
     assert after.digest != before.digest
     assert after.component_digests("unet") == before.component_digests("unet")
@@ -132,6 +132,8 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
         (set_value("scheduler/scheduler_config.json", "use_flow_sigmas", True), "use_flow_sigmas is True"),
         (set_value("scheduler/scheduler_config.json", "variance_type", "learned_range"), "variance_type is 'learned_"),
         (drop_value("scheduler/scheduler_config.json", "beta_end"), "beta_start and beta_end are given is False"),
+        (set_value("scheduler/scheduler_config.json", "trained_betas", [0.1] * 3), "trained_betas, how many is 3"),
+        (set_value("scheduler/scheduler_config.json", "trained_betas", "x"), "trained_betas, how many is 'x'"),
         (remove("model_index.json"), "model_index.json is missing"),
         (remove("unet/config.json"), "unet/config.json is missing"),
         (write("vae/config.json", "{"), "vae/config.json is not valid JSON"),

@@ -51,7 +51,7 @@ def read_json(file: Path) -> Any:
 
 def change_scheduler(options: Options) -> None:
     file = options.checkpoint / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(read_json(file) | {"beta_end": 0.02}))
+    file.write_text(json.dumps(read_json(file) | {"beta_end": 0.03}))
 
 
 def change_weights(options: Options, component: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import schedulers
 from conditioning import Conditioning
+from demo_checkpoint.networks import build_scheduler
 from errors import InvalidRequestError
 from row_plan import Regions
 from sampling import Bootstrapping, Denoising, UNetRows, step_scheduler
@@ -78,6 +79,22 @@ def test_a_name_is_the_same_sampler_whichever_the_checkpoint_names(others: dict[
         plain, other = make_scheduler(name, CONFIG, 8), make_scheduler(name, CONFIG | others, 8)
         assert dict(other.config) == dict(plain.config)
         assert torch.equal(torch.as_tensor(other.timesteps), torch.as_tensor(plain.timesteps))
+
+
+@pytest.mark.parametrize("steps", [2, 20, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_paints_on_the_demo_checkpoints_schedule(name: str, steps: int) -> None:
+    """It ends in noise all but alone, where samplers divide by the picture's share."""
+    scheduler = make_scheduler(name, build_scheduler().config, steps)
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, 4, WINDOW, WINDOW, generator=generator)
+    latents = torch.randn(picture.shape, generator=generator) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        signal = scheduler.alphas_cumprod[int(timestep)]
+        seen = scheduler.scale_model_input(latents, timestep)
+        velocity = (signal.sqrt() * seen - picture) / (1 - signal).sqrt()
+        latents = step_scheduler(scheduler, velocity, timestep, latents, generator)
+    torch.testing.assert_close(latents, picture, rtol=0, atol=0.05)  # the last of DDIM's noise stays
 
 
 def test_unknown_sampler_is_refused_by_name() -> None:
