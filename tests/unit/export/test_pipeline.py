@@ -174,7 +174,7 @@ def test_a_changed_scheduler_exports_no_network(
     assert export(options, progress)
     assert exported_networks == []
     copied = options.output / "multidiffusion" / "1" / "checkpoint" / "scheduler_config.json"
-    assert read_json(copied)["beta_end"] == 0.02
+    assert read_json(copied)["beta_end"] == 0.03
     assert not export(options, progress)
 
 
