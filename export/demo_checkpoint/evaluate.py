@@ -1,6 +1,6 @@
 """The held-out check: `python -m demo_checkpoint.evaluate CHECKPOINT` paints prompts and counts what a rule finds.
 
-The pictures come from seeds that training never saw, without masks, with the HTTP API's own defaults.
+The pictures come from seeds that training never saw, without masks, with the HTTP API's guidance unless told otherwise.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def sample(
     core: Core | None = None,
     scheduler: DDIMScheduler | None = None,
 ) -> list[Pixels]:
-    """Paint one picture a prompt with DDIM; the defaults are those of the HTTP API.
+    """Paint one picture a prompt with DDIM; the steps are those of the API's example, the guidance its default.
 
     core: paint with it, in place of the UNet, the small picture that it sees.
     scheduler: with the noise schedule that the networks were trained on; left out, `build_scheduler`'s.

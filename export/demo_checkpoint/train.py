@@ -2,7 +2,8 @@
 
 Phases core, regions, recall and unet, the levels above the core, go on from each other in that order; regions and
 recall may be left out. vae is independent of them and may run beside; checkpoint writes FOLDER/checkpoint from what
-unet and vae have reached. A phase can be stopped at any time; the same command goes on from the last state written.
+unet and vae have reached. A phase can be stopped at any time; the same command goes on from the last state written,
+in phases regions and recall with canvases begun anew.
 """
 
 import argparse

@@ -141,8 +141,10 @@ def _common_facts(configs: Configs) -> list[Fact]:
 
 
 def _count(values: object) -> object:
-    """How many a list has; what is none is told as it is."""
-    return len(values) if isinstance(values, list) else values
+    """How many a list has, None where none is given; of what is no list, the type."""
+    if values is None:
+        return None
+    return len(values) if isinstance(values, list) else type(values).__name__
 
 
 def _sd_facts(configs: Configs) -> list[Fact]:

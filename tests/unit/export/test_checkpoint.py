@@ -133,7 +133,7 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
         (set_value("scheduler/scheduler_config.json", "variance_type", "learned_range"), "variance_type is 'learned_"),
         (drop_value("scheduler/scheduler_config.json", "beta_end"), "beta_start and beta_end are given is False"),
         (set_value("scheduler/scheduler_config.json", "trained_betas", [0.1] * 3), "trained_betas, how many is 3"),
-        (set_value("scheduler/scheduler_config.json", "trained_betas", "x"), "trained_betas, how many is 'x'"),
+        (set_value("scheduler/scheduler_config.json", "trained_betas", 1000), "trained_betas, how many is 'int'"),
         (remove("model_index.json"), "model_index.json is missing"),
         (remove("unet/config.json"), "unet/config.json is missing"),
         (write("vae/config.json", "{"), "vae/config.json is not valid JSON"),
