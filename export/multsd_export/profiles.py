@@ -179,43 +179,56 @@ def torch_profile(device: Device = Device.GPU) -> Profile:
         served=Served.WEIGHTS,
         precision=Precision.FP16 if gpu else Precision.FP32,
         models={
-            "text_encoder": _torch(device, TEXT_BATCHING),
-            "text_encoder_2": _torch(device, TEXT_BATCHING),
-            "unet": _torch(device, UNET_BATCHING),
-            "vae_decoder": _torch(device, VAE_BATCHING),
-            "vae_encoder": _torch(device, VAE_BATCHING),
+            "text_encoder": _torch("text_encoder", device, TEXT_BATCHING),
+            "text_encoder_2": _torch("text_encoder_2", device, TEXT_BATCHING),
+            "unet": _torch("unet", device, UNET_BATCHING),
+            "vae_decoder": _torch("vae_decoder", device, VAE_BATCHING),
+            "vae_encoder": _torch("vae_encoder", device, VAE_BATCHING),
             "multidiffusion": ORCHESTRATOR_OF_GPU if gpu else OTHER_MODELS,
             "multidiffusion_unary": UNARY,
         },
         other_models=OTHER_MODELS,
         runner=Runner(
-            RUNNERS / "torch_runner.py", (RUNNERS / "rows.py", RUNNERS / "triton_requests.py", PACKAGE / "modules.py")
+            RUNNERS / "torch_runner.py",
+            (
+                RUNNERS / "cuda_graphs.py",
+                RUNNERS / "rows.py",
+                RUNNERS / "triton_requests.py",
+                PACKAGE / "modules.py",
+            ),
         ),
         variants=TORCH_VARIANTS if gpu else {},
     )
 
 
-def _torch(device: Device, batching: str) -> str:
-    """A network's torch module. Eager and in the usual memory format until a measurement says otherwise: variants."""
-    group = "kind: KIND_GPU count: 1 gpus: 0" if device is Device.GPU else "kind: KIND_CPU count: 1"
+STATIC = ("text_encoder", "text_encoder_2", "unet")  # networks whose rows have one shape, as CUDA graphs need it
+
+
+def _torch(model: str, device: Device, batching: str) -> str:
+    """A network's torch module. On a GPU it runs as is fastest there; a VAE's pictures have too many sizes for that."""
+    gpu = device is Device.GPU
+    group = "kind: KIND_GPU count: 1 gpus: 0" if gpu else "kind: KIND_CPU count: 1"
+    execution = "measured" if gpu and model in STATIC else "eager"
     return f"""
         backend: "python"
         instance_group {{ {group} }}
-        {_parameters(execution="eager", channels_last="false", intra_op_threads="0")}
+        {_parameters(execution=execution, channels_last="false", intra_op_threads="0")}
         {batching}
     """
 
 
 def _torch_variant(execution: str, *, channels_last: bool) -> dict[str, str]:
-    """Only the UNet is worth compiling, and a VAE's pictures have too many sizes for CUDA graphs."""
-    models = {"eager": (), "cuda-graphs": ("text_encoder", "text_encoder_2", "unet"), "compile": ("unet",)}[execution]
-    settings = dict.fromkeys(models, _parameters(execution=execution))
+    """One way for every network that can run so; only the UNet is worth compiling."""
+    eager = dict.fromkeys(STATIC, _parameters(execution="eager"))
+    models = {"eager": (), "cuda-graphs": STATIC, "compile": ("unet",)}[execution]
+    settings = eager | dict.fromkeys(models, _parameters(execution=execution))
     for model in ("unet", "vae_decoder", "vae_encoder") if channels_last else ():
         settings[model] = settings.get(model, "") + _parameters(channels_last="true")
     return settings
 
 
 TORCH_VARIANTS = {
+    "eager": _torch_variant("eager", channels_last=False),
     CUDA_GRAPHS: _torch_variant("cuda-graphs", channels_last=False),
     "compile": _torch_variant("compile", channels_last=False),
     "channels_last": _torch_variant("eager", channels_last=True),

@@ -47,6 +47,15 @@ def _warmup(config: ModelConfig, ranges: Mapping[str, ShapeRange], batch_size: i
 
 
 def replays_cuda_graphs(config: ModelConfig) -> bool:
-    """Whether a served network's kernels are replayed from CUDA graphs."""
-    executions = [value.string_value for key, value in config.parameters.items() if key == "execution"]
-    return bool(config.optimization.cuda.graphs) or executions == ["cuda-graphs"]
+    """Whether a served network's kernels are replayed from CUDA graphs, for certain."""
+    return bool(config.optimization.cuda.graphs) or _execution(config) == "cuda-graphs"
+
+
+def may_replay_cuda_graphs(config: ModelConfig) -> bool:
+    """Whether they are, or would be where that was measured to be faster."""
+    return replays_cuda_graphs(config) or _execution(config) == "measured"
+
+
+def _execution(config: ModelConfig) -> str:
+    """How the `torch` profile's runner calls a network; "" for others."""
+    return str(config.parameters["execution"].string_value) if "execution" in config.parameters else ""

@@ -48,6 +48,7 @@ from tests.integration.conftest import ROOT, stack_settings
 
 RESULTS = ROOT / "build" / "bench" / "gpu"
 MODEL = "multidiffusion"
+DEFAULT = "default"  # the profile's own way to run
 ORCHESTRATION_GOAL = 0.05  # share of a request's time
 TFLOPS_GOAL = 350  # at 16 rows
 AT_ONCE = 8
@@ -109,15 +110,15 @@ class Progress:
 def main(
     size: Annotated[Size | None, typer.Option(help="Left out: true size on a GPU, tiny without one.")] = None,
     variant: Annotated[
-        str, typer.Option(help=f"How networks run: eager, or one of {', '.join(TORCH_VARIANTS)}; the last need a GPU.")
-    ] = "eager",
+        str, typer.Option(help=f"How networks run: the profile's {DEFAULT} or, on a GPU, {', '.join(TORCH_VARIANTS)}.")
+    ] = DEFAULT,
     runs: Annotated[int, typer.Option(min=1, help="Of each request alone; medians count.")] = 3,
 ) -> None:
     """Run, print the tables, write build/bench/gpu/VARIANT.json."""
     gpu = torch.cuda.is_available()
     profile = torch_profile(Device.GPU if gpu else Device.CPU)
-    if variant != "eager" and variant not in profile.variants:
-        expected = f"expected eager or, on a GPU, one of {', '.join(TORCH_VARIANTS)}"
+    if variant != DEFAULT and variant not in profile.variants:
+        expected = f"expected {DEFAULT} or, on a GPU, one of {', '.join(TORCH_VARIANTS)}"
         raise typer.BadParameter(expected, param_hint="--variant")
     size = size or (Size.TRUE if gpu else Size.TINY)
     if not gpu:
@@ -233,7 +234,7 @@ def too_far_apart(results: Row) -> list[str]:
 
 
 def compose(subject: Subject, profile: Profile, variant: str, folder: Path, device: torch.device) -> Checkpoint:
-    """A repository below `folder`; where it is not the plain one, a variant's configurations take their place.
+    """A repository below `folder`; the configurations of a variant, if it is not the default, take their place.
 
     Args:
         device: draws a new checkpoint's weights.

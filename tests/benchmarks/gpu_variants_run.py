@@ -26,19 +26,20 @@ from multsd_export.compose import CONFIG_FILE
 from multsd_export.contract import merge_config, parse_config, read_config
 from multsd_export.networks import networks_of
 from multsd_export.parity import relative_error
-from multsd_export.profiles import CUDA_GRAPHS, TORCH_VARIANTS, Device, torch_profile
+from multsd_export.profiles import TORCH_VARIANTS, Device, torch_profile
 from multsd_export.verify.networks import network_batches
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import row_flops
-from tests.benchmarks.gpu_run import RESULTS, ROW_COUNTS, Progress, Row, compose, machine_name
+from tests.benchmarks.gpu_run import DEFAULT, RESULTS, ROW_COUNTS, Progress, Row, compose, machine_name
 from tests.integration.conftest import ROOT
 from tests.unit.export.runners import arguments, loaded
 
 EAGER = "eager"
-# What takes seconds for each number of rows comes late, and what takes minutes last.
-VARIANTS = (EAGER, *sorted(TORCH_VARIANTS, key=lambda name: ("compile" in name, CUDA_GRAPHS in name)))
-WARM_UP_CALLS = 3  # a CUDA graph is traced by the first and captured by the second
+# What takes minutes comes last.
+VARIANTS = (EAGER, DEFAULT, *sorted(TORCH_VARIANTS.keys() - {EAGER}, key=lambda name: ("compile" in name, name)))
+WARM_UP_CALLS = 3
 TIMED_CALLS = 10
+WITHOUT_GPU = (EAGER, "channels_last")  # what needs none
 Inputs = tuple[torch.Tensor, ...]
 Output = npt.NDArray[np.float32]  # (B, 4, h, w)
 
@@ -56,7 +57,7 @@ def main(
     """Run, print the table, write build/bench/gpu/variants.json, which keeps what other runs have measured."""
     gpu = torch.cuda.is_available()
     size = size or (Size.TRUE if gpu else Size.TINY)
-    chosen = variant or [name for name in VARIANTS if gpu or "compile" not in name]
+    chosen = variant or [name for name in VARIANTS if gpu or name in WITHOUT_GPU]
     if unknown := [name for name in chosen if name not in VARIANTS]:
         raise typer.BadParameter(f"expected {', '.join(VARIANTS)}, found {unknown[0]}", param_hint="--variant")
     known = {subject.family: subject for subject in subjects(size)}
@@ -86,7 +87,7 @@ def measure(subject: Subject, chosen: list[str], device: torch.device, folder: P
     """Each variant after the other; one that fails is told, and the next one comes."""
     profile = torch_profile(Device.GPU if device.type == "cuda" else Device.CPU)
     with progress.stage(f"{subject.name}: checkpoint and repository"):
-        checkpoint = compose(subject, profile, EAGER, folder, device)
+        checkpoint = compose(subject, profile, DEFAULT, folder, device)
         inputs, flops = unet_inputs(checkpoint, device), row_flops(checkpoint)
     progress.results["tflop_per_row"] = flops / 1e12
     with loaded(profile.runner) as runner:
@@ -114,8 +115,8 @@ def unet_inputs(checkpoint: Checkpoint, device: torch.device) -> Inputs:
 def load_variant(runner: Any, repository: Path, variant: str, device: torch.device) -> Any:
     """The UNet as Triton would load it."""
     config = read_config(repository / "unet" / CONFIG_FILE)
-    if variant != EAGER:
-        config = merge_config(config, parse_config(TORCH_VARIANTS[variant].get("unet", "")))
+    if variant != DEFAULT:
+        config = merge_config(config, parse_config(TORCH_VARIANTS[variant]["unet"]))
     described = json_format.MessageToDict(config, preserving_proto_field_name=True)
     threads = torch.get_num_threads()
     model = runner.TritonPythonModel()
@@ -173,12 +174,12 @@ def measure_variant(
 
 
 def timed(model: Any, inputs: Inputs, count: int) -> tuple[float, Output]:
-    """Seconds of one call, and what it gives, copied: a graph's next replay would write over it."""
+    """Seconds of one call, and what it gives."""
     synchronize(inputs[0].device)
     started = time.perf_counter()
     result = call(model, inputs, count)
     synchronize(inputs[0].device)
-    return time.perf_counter() - started, result.cpu().numpy().copy()
+    return time.perf_counter() - started, result.cpu().numpy()
 
 
 def synchronize(device: torch.device) -> None:

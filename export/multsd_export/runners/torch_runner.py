@@ -6,7 +6,7 @@ The instance group says where. Tensors come from the processor's memory and go b
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 # Threads that spin while they wait take the processor from those that they wait for: on two busy cores a UNet of two
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch._dynamo import config as dynamo
+import triton_python_backend_utils as pb_utils
+from torch import Tensor
 
+from cuda_graphs import Forward, capture_all, fastest
 from rows import Tensors
 from triton_requests import Model, answer, read_model
 
@@ -26,7 +28,8 @@ else:
 
 WEIGHTS = "weights"  # folder beside this file
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-Forward = Callable[..., Any]  # tensors -> a tensor or a tuple of them
+TOKENS = 256  # that every vocabulary has
+EXECUTIONS = ("eager", "cuda-graphs", "compile", "measured")
 
 
 class TritonPythonModel:
@@ -36,11 +39,13 @@ class TritonPythonModel:
         """Load the weights."""
         self.model = read_model(args)
         self.device = torch.device("cpu" if self.model.gpu is None else f"cuda:{self.model.gpu}")
+        if self.model.gpu is not None:
+            torch.cuda.set_device(self.device)
         torch.set_num_threads(self.model.threads)
         # What is in full precision is there because it needs it.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-        self.forward = make_forward(load_module(self.model, self.device), self.model)
+        self.forward = make_forward(load_module(self.model, self.device), self.model, self.device)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in order."""
@@ -49,7 +54,7 @@ class TritonPythonModel:
     def _run(self, tensors: Tensors) -> Tensors:
         with torch.no_grad():
             result = self.forward(*(torch.from_numpy(tensors[name]).to(self.device) for name in self.model.inputs))
-        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+        outputs = [result] if isinstance(result, Tensor) else list(result)
         return {name: each.cpu().numpy() for name, each in zip(self.model.outputs, outputs, strict=True)}
 
 
@@ -63,18 +68,42 @@ def load_module(model: Model, device: torch.device) -> torch.nn.Module:
     return module
 
 
-def make_forward(module: torch.nn.Module, model: Model) -> Forward:
-    """The network as a function: called as it is, replayed from CUDA graphs, or compiled.
+def make_forward(module: torch.nn.Module, model: Model, device: torch.device) -> Forward:
+    """The network as a function: called as it is, replayed from CUDA graphs, compiled, or what of the first two is
+    measured to be faster, in either memory format.
 
-    Both of the latter are torch.compile's. A CUDA graph has static shapes, so one is captured for every batch size when
-    it first comes; compiled code takes every batch size.
+    A CUDA graph has static shapes, so one is captured for every number of rows; compiled code takes all of them.
     """
     execution = model.parameters["execution"]
-    if execution == "eager":
-        return module
-    dynamo.recompile_limit = max(dynamo.recompile_limit, model.max_rows + 1)  # beyond it torch goes back to eager
-    if execution == "cuda-graphs":
-        return torch.compile(module, backend="cudagraphs", dynamic=False)
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution: expected one of {', '.join(EXECUTIONS)}, found {execution!r}.")
     if execution == "compile":
         return torch.compile(module, dynamic=True)
-    raise ValueError(f"execution: expected eager, cuda-graphs or compile, found {execution!r}.")
+    if execution == "cuda-graphs":
+        return capture_all(module, draw_inputs(model, device, seed=0))
+    if execution == "measured":
+        name = model.folder.parent.name
+
+        def tell(line: str) -> None:
+            pb_utils.Logger.log_info(f"{name}: {line}")
+
+        largest, others = (draw_inputs(model, device, seed=seed) for seed in (0, 1))
+        return fastest(module, largest, others, tell)
+    return module
+
+
+def draw_inputs(model: Model, device: torch.device, *, seed: int) -> list[Tensor]:
+    """Inputs of as many rows as the model takes. Raises ValueError where their shapes are not static."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for name, data_type, shape in zip(model.inputs, model.data_types, model.shapes, strict=True):
+        if any(dim < 0 for dim in shape):
+            raise ValueError(f"execution: CUDA graphs need static shapes, {name} has {list(shape)}.")
+        size = (model.max_rows, *shape)
+        tensor = (
+            torch.randint(TOKENS, size, generator=generator, dtype=torch.int32)
+            if data_type == "TYPE_INT32"
+            else torch.rand(size, generator=generator)
+        )
+        inputs.append(tensor.to(device))
+    return inputs

@@ -44,6 +44,7 @@ class Served:
     server: Server
     max_batch_size: int
     cuda_graphs: bool = False  # whether this server replays it from them
+    every_size: bool = False  # whether batch sizes may differ in how they are computed, as they do with CUDA graphs
 
     @property
     def subject(self) -> str:
@@ -173,9 +174,9 @@ def _identical_rows(served: Served, rows: Tensors) -> Check:
 def _consistent(served: Served, batches: Sequence[Tensors]) -> Check:
     """A, then B of the same shape, then A again, and A once more after everything else: the same bits for A alone.
 
-    A CUDA graph belongs to one batch size, so with them every size is asked.
+    A CUDA graph belongs to one batch size, so where there may be any every size is asked.
     """
-    sizes = _sizes(served) if served.cuda_graphs else sorted({1, served.max_batch_size})
+    sizes = _sizes(served) if served.every_size else sorted({1, served.max_batch_size})
     firsts: list[tuple[Tensors, Tensors]] = []  # A and its answer
     for rows in batches:
         other = {key: np.flip(array, axis=-1 if array.ndim > 1 else 0) for key, array in rows.items()}

@@ -91,7 +91,7 @@ def verify_picture(
 
 
 def verify_graphs_picture(server: Server, graphs: Server, network: Network, window: int, steps: int) -> list[Check]:
-    """A picture by a server that replays CUDA graphs, beside one that does not."""
+    """A picture by a server that replays CUDA graphs, beside that of the first one."""
     subject = "picture, CUDA graphs"
     try:
         plain = _paint(server, picture_inputs(window, steps, PROMPTS))
@@ -100,7 +100,7 @@ def verify_graphs_picture(server: Server, graphs: Server, network: Network, wind
         return [Check(subject, "is painted", False, str(error))]
     return [
         _same_latents(
-            "has the latents of the server without", subject, first["latents"], plain["latents"], network.precision
+            "has the latents of the first server", subject, first["latents"], plain["latents"], network.precision
         ),
         consistent,
     ]

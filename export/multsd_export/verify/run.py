@@ -107,10 +107,10 @@ def _verify_network(session: Session, network: Network) -> None:
         network, session.verification.checkpoint, config.max_batch_size, tile=tile, largest=largest
     )
     for server in session.servers:
-        graphs = _replays_cuda_graphs(server, network.name)
+        graphs, every_size = _cuda_graphs(server, network.name)
         if server is not session.servers[0] and not graphs:
             continue  # a VAE is the same on both
-        served = Served(network, session.reference, server, config.max_batch_size, graphs)
+        served = Served(network, session.reference, server, config.max_batch_size, graphs, every_size)
         checks, speeds = verify_network(served, batches)
         session.report.checks += checks
         session.report.speeds += speeds
@@ -186,12 +186,12 @@ def _statistics_checks(server: Server) -> list[Check]:
     return []
 
 
-def _replays_cuda_graphs(server: Server, name: str) -> bool:
-    """Whether a server is known to."""
+def _cuda_graphs(server: Server, name: str) -> tuple[bool, bool]:
+    """Whether a server is known to replay them, and whether it may."""
     try:
-        return server.replays_cuda_graphs(name)
+        return server.replays_cuda_graphs(name), server.may_replay_cuda_graphs(name)
     except ServerError:
-        return False
+        return False, False
 
 
 def _graphs_checks(manifest: Mapping[str, Any], graphs: Sequence[Server]) -> list[Check]:

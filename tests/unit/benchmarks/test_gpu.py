@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("subject", subjects(Size.TINY), ids=lambda subject: subject.name)
 def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, tmp_path: Path) -> None:
     case = replace(subject.cases()[:2][-1], steps=2, bootstrapping=1)
-    exported = gpu_run.compose(subject, torch_profile(Device.CPU), "eager", tmp_path, CPU)
+    exported = gpu_run.compose(subject, torch_profile(Device.CPU), gpu_run.DEFAULT, tmp_path, CPU)
     checkpoint = load_checkpoint(tmp_path / "repository" / "multidiffusion" / "1" / "checkpoint")
     parameters = replace(case.parameters(checkpoint.view_stride), return_latents=True)
     served = TorchNetworks(Reference(networks_of(exported), CPU), 16)

@@ -18,28 +18,27 @@ FACTS: Row = {"machine": "none", "checkpoint": SUBJECT.name, "torch": torch.__ve
 
 
 def test_every_variant_of_the_profile_is_known_and_compiled_ones_come_last() -> None:
-    assert set(gpu_variants_run.VARIANTS) == {"eager", *TORCH_VARIANTS}
+    assert set(gpu_variants_run.VARIANTS) == {"default", *TORCH_VARIANTS}
     assert gpu_variants_run.VARIANTS[0] == "eager"
     assert all("compile" in name for name in gpu_variants_run.VARIANTS[-2:])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own code
 def test_each_is_measured_and_one_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_variants_run, "TIMED_CALLS", 1)
     monkeypatch.setattr(gpu_variants_run, "ROW_COUNTS", (1, 2))
     faster = {"unet": 'parameters { key: "execution" value { string_value: "faster" } }'}
     monkeypatch.setitem(TORCH_VARIANTS, "broken", faster)
     progress = Progress(Console(quiet=True), tmp_path / "variants.json", {**FACTS, "variants": {}})
-    chosen = ["eager", "broken", "channels_last_cuda_graphs"]
+    chosen = ["eager", "default", "broken", "channels_last"]
     gpu_variants_run.measure(SUBJECT, chosen, CPU, tmp_path / "composed", progress)
     written = json.loads(progress.file.read_text())["variants"]
     assert list(written) == chosen
-    assert "expected eager, cuda-graphs or compile" in written["broken"]["error"]
-    for name in ("eager", "channels_last_cuda_graphs"):
+    assert "execution: expected one of" in written["broken"]["error"]
+    for name in ("eager", "default", "channels_last"):
         rows = written[name]["rows"]
         assert [row["rows"] for row in rows] == [1, 2]
         assert all(row["apart"] < 1e-5 and row["seconds"] > 0 and row["tflops"] > 0 for row in rows)
-    assert gpu_variants_run.table(progress.results).row_count == 5
+    assert gpu_variants_run.table(progress.results).row_count == 7
 
 
 def test_what_was_measured_before_is_kept_for_the_same_machine_alone(tmp_path: Path) -> None:

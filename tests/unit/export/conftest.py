@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from multsd_export import pipeline
 from multsd_export.engines import artefact
@@ -15,6 +16,8 @@ from multsd_export.errors import EngineError
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU, TENSORRT, Precision
 from tests.small_checkpoints import STRUCTURES, kept_onnx, write_small_checkpoint, write_tokenizer
+
+from .cuda_stand_in import STAND_INS
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 WINDOW = 16
@@ -159,3 +162,10 @@ def half_family(request: pytest.FixtureRequest, small_checkpoints: Path) -> Fami
 @pytest.fixture
 def progress() -> Callable[[str, float], None]:
     return quiet
+
+
+@pytest.fixture
+def cuda_graphs_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda captures and replays what runs on a processor."""
+    for name, value in STAND_INS.items():
+        monkeypatch.setattr(torch.cuda, name, value)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +44,23 @@ class FakeResponse:
     error: FakeTritonError | None = None
 
 
+class FakeLogger:
+    """Keeps what is logged."""
+
+    lines: ClassVar[list[str]] = []
+
+    @classmethod
+    def log_info(cls, line: str) -> None:
+        cls.lines.append(line)
+
+
 class FakePbUtils(ModuleType):
     """A request is its tensors by name."""
 
     TritonError = FakeTritonError
     Tensor = FakeTensor
     InferenceResponse = FakeResponse
+    Logger = FakeLogger
 
     @staticmethod
     def get_input_tensor_by_name(request: Mapping[str, Array], name: str) -> FakeTensor:

@@ -20,7 +20,7 @@ from multsd_export.networks import networks_of
 from multsd_export.parity import relative_error
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CUDA_GRAPHS, Device, Precision, torch_profile
-from multsd_export.serving import replays_cuda_graphs
+from multsd_export.serving import may_replay_cuda_graphs, replays_cuda_graphs
 from multsd_export.torch_weights import weights_artefact
 from tests.small_checkpoints import STRUCTURES
 
@@ -92,6 +92,7 @@ def test_a_network_is_its_weights_the_runner_and_what_the_runner_imports(options
     for name in SDXL:
         folder = options.output / name / "1"
         assert {path.name for path in folder.iterdir()} == {
+            "cuda_graphs.py",
             "model.py",
             "modules.py",
             "rows.py",
@@ -127,10 +128,11 @@ def test_half_precision_is_near_full_and_its_outputs_are_full(options: Options, 
     assert 0 < relative_error(have, want) < 1e-2
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own code
-@pytest.mark.parametrize("changes", [{"execution": "cuda-graphs"}, {"channels_last": "true"}])
+@pytest.mark.usefixtures("cuda_graphs_on_the_processor")
+@pytest.mark.parametrize(
+    "changes", [{"execution": "cuda-graphs"}, {"channels_last": "true"}, {"execution": "measured"}]
+)
 def test_every_way_to_run_gives_the_same_result(options: Options, runner: Any, changes: dict[str, str]) -> None:
-    """Without a GPU nothing is captured; that the whole network can be traced for it is what is shown here."""
     plain, changed = served(runner, options, "unet"), served(runner, options, "unet", **changes)
     (unet,) = (each for each in networks_of(read_checkpoint(options.checkpoint)) if each.name == "unet")
     for inputs in unet.draw(torch.Generator().manual_seed(2)):
@@ -138,8 +140,47 @@ def test_every_way_to_run_gives_the_same_result(options: Options, runner: Any, c
         assert relative_error(have, want) < 1e-5
 
 
+@pytest.mark.usefixtures("cuda_graphs_on_the_processor")
+def test_every_number_of_rows_is_captured_and_nothing_of_a_request_is_left_in_the_next(
+    options: Options, runner: Any
+) -> None:
+    plain, changed = served(runner, options, "unet"), served(runner, options, "unet", execution="cuda-graphs")
+    full = runner.draw_inputs(changed.model, torch.device("cpu"), seed=2)
+    most = config_of(options, "unet").max_batch_size
+    assert len(full[0]) == most
+    before: list[Any] = []
+    for rows in range(most, 0, -1):
+        (have,) = answer(changed, tuple(tensor[-rows:] for tensor in full))
+        (want,) = answer(plain, tuple(tensor[-rows:] for tensor in full))
+        assert relative_error(have, want) < 1e-5
+        before.append((have, have.copy()))
+    for have, copied in before:
+        assert np.array_equal(have, copied), "an answer is not written over by later ones"
+
+
+@pytest.mark.usefixtures("cuda_graphs_on_the_processor")
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2", "unet"])
+def test_what_is_measured_to_be_faster_is_told_and_gives_the_same(
+    options: Options, runner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(runner.pb_utils.Logger, "log_info", told.append)
+    plain, changed = served(runner, options, name), served(runner, options, name, execution="measured")
+    (line,) = told
+    assert line.startswith(f"{name}: ")
+    assert f"of {config_of(options, name).max_batch_size} numbers of rows" in line
+    inputs = tuple(tensor[:3] for tensor in runner.draw_inputs(changed.model, torch.device("cpu"), seed=5))
+    for have, want in zip(answer(changed, inputs), answer(plain, inputs), strict=True):
+        assert relative_error(have, want) < 1e-5
+
+
+def test_graphs_of_a_network_with_sizes_of_any_kind_are_refused(options: Options, runner: Any) -> None:
+    with pytest.raises(ValueError, match=r"need static shapes, latent_sample has \[4, -1, -1\]"):
+        served(runner, options, "vae_decoder", execution="cuda-graphs")
+
+
 def test_an_unknown_way_to_run_is_named(options: Options, runner: Any) -> None:
-    with pytest.raises(ValueError, match="expected eager, cuda-graphs or compile, found 'faster'"):
+    with pytest.raises(ValueError, match="expected one of eager, cuda-graphs, compile, measured, found 'faster'"):
         served(runner, options, "unet", execution="faster")
 
 
@@ -149,7 +190,7 @@ def test_a_gpus_networks_are_in_half_precision_on_the_first_gpu(on_gpu: Options)
         config = config_of(on_gpu, name)
         assert [(group.kind, group.count, list(group.gpus)) for group in config.instance_group] == [(gpu, 1, [0])]
         assert parameters(config)["precision"] == ("fp32" if "vae" in name else "fp16"), "SDXL's VAE overflows"
-        assert parameters(config)["execution"] == "eager", "until something else is measured to be faster"
+        assert parameters(config)["execution"] == ("eager" if "vae" in name else "measured")
         assert config.dynamic_batching.default_queue_policy.max_queue_size > 0
         assert [warmup.batch_size for warmup in config.model_warmup] == sorted({1, config.max_batch_size})
     manifest = read_manifest(on_gpu.output) or {}
@@ -181,6 +222,8 @@ def test_variants_change_how_a_gpu_runs_a_network_and_nothing_else(on_gpu: Optio
                 variant.endswith(CUDA_GRAPHS) and name in ("text_encoder", "text_encoder_2", "unet")
             )
             assert not replays_cuda_graphs(plain)
+            assert may_replay_cuda_graphs(plain) is ("vae" not in name)
+            assert may_replay_cuda_graphs(changed) is replays_cuda_graphs(changed)
             assert parameters(changed) != parameters(plain)
             for key in ("execution", "channels_last"):
                 changed.parameters[key].CopyFrom(plain.parameters[key])

@@ -163,18 +163,18 @@ class ForgetsTheFirst(DoublingServer):
         return sample * (2 if self.calls <= 6 else 3)
 
 
-def consistency(server: Server, *, cuda_graphs: bool) -> Check:
+def consistency(server: Server, *, every_size: bool) -> Check:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(NETWORK, REFERENCE, server, BATCH, cuda_graphs)
+    served = Served(NETWORK, REFERENCE, server, BATCH, cuda_graphs=every_size, every_size=every_size)
     (check,) = (each for each in verify_network(served, [rows])[0] if each.name == CONSISTENT)
     return check
 
 
 def test_with_cuda_graphs_every_batch_size_is_asked_for_its_previous_result() -> None:
-    check = consistency(StaleGraphOfThreeRows(), cuda_graphs=True)
+    check = consistency(StaleGraphOfThreeRows(), every_size=True)
     assert (check.subject, check.passed) == ("network, CUDA graphs", False)
     assert check.detail == "B is answered with A's result (batch of 3)"
-    assert consistency(DoublingServer(), cuda_graphs=True).passed
+    assert consistency(DoublingServer(), every_size=True).passed
 
 
 def test_a_is_asked_once_more_after_everything_else() -> None:
@@ -225,7 +225,7 @@ def test_a_picture_with_cuda_graphs_is_held_to_the_one_without() -> None:
     right = verify_graphs_picture(Serving(), Serving(graphs=True), NETWORK, 16, 3)
     assert [check.passed for check in right] == [True, True]
     wrong = verify_graphs_picture(Serving(), Serving(graphs=True, brightness=1.1), NETWORK, 16, 3)
-    assert {check.name for check in wrong if not check.passed} == {"has the latents of the server without"}
+    assert {check.name for check in wrong if not check.passed} == {"has the latents of the first server"}
     assert {check.subject for check in (*right, *wrong)} == {"picture, CUDA graphs"}
 
 

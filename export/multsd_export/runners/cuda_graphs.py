@@ -1,0 +1,172 @@
+"""A network replayed from CUDA graphs: its kernels are recorded once for each number of rows, and then start together.
+
+Started one by one from Python, the kernels of a few rows take longer to start than to run. An export copies this file
+beside the runner of the `torch` profile, as `1/cuda_graphs.py` of every network. B rows.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Forward = Callable[..., Any]  # tensors of B rows -> a tensor of B rows or a tuple of them
+
+WARM_UP_CALLS = 2  # before a capture: what first calls load and choose cannot be recorded
+TIMED_CALLS = 3
+AGREEMENT = 0.01  # relative; two kernels for one thing differ by 1e-3 in half precision
+CLEARLY = 0.95  # of the seconds: channels last by less is noise, and would change a picture's last bits for nothing
+FORMATS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels last"}
+
+
+class CudaGraphs:
+    """A network's graphs, one for each number of rows that was captured. Not for threads.
+
+    All read the same inputs and share their memory, so what a call returns is a copy.
+    """
+
+    def __init__(self, forward: Forward, largest: Sequence[Tensor]) -> None:
+        """forward: uses the GPU alone and draws nothing. largest: inputs of as many rows as will ever come."""
+        self._forward = forward
+        self._inputs = [tensor.clone() for tensor in largest]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._captured: dict[int, tuple[Any, Any]] = {}  # rows -> graph and its outputs
+
+    def capture(self, rows: int) -> None:
+        """Record a call of so many rows. The largest first, so that the others fit into its memory."""
+        inputs = [tensor[:rows] for tensor in self._inputs]
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        with torch.cuda.stream(current):  # a capture that fails does not go back to it
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP_CALLS):
+                    self._forward(*inputs)
+            # Triton's own threads in this process may call CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = self._forward(*inputs)
+        self._captured[rows] = graph, outputs
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Replay the graph of as many rows. Raises KeyError where that was not captured."""
+        graph, outputs = self._captured[len(inputs[0])]
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own[: len(given)].copy_(given)
+        graph.replay()
+        return outputs.clone() if isinstance(outputs, Tensor) else tuple(each.clone() for each in outputs)
+
+
+@torch.no_grad()
+def capture_all(forward: Forward, largest: Sequence[Tensor]) -> CudaGraphs:
+    """Graphs of every number of rows up to that of the largest inputs."""
+    graphs = CudaGraphs(forward, largest)
+    for rows in range(len(largest[0]), 0, -1):
+        graphs.capture(rows)
+    return graphs
+
+
+@torch.no_grad()
+def fastest(
+    module: torch.nn.Module, largest: Sequence[Tensor], others: Sequence[Tensor], tell: Callable[[str], None]
+) -> Forward:
+    """The fastest way to run a network on this GPU: its memory format, and for each number of rows replayed or eager.
+
+    Whatever goes wrong with a graph, all numbers of rows stay eager. It goes wrong, too, where a replay on inputs that
+    it was not captured with gives something else than eager.
+
+    Args:
+        largest: inputs of as many rows as will ever come; what graphs are captured with.
+        others: as many rows of other values.
+        tell: gets a line of what was chosen and why.
+    """
+    try:
+        chosen = _measure(module, largest, others, tell)
+    except Exception as error:  # of a driver, for want of memory, or our own
+        tell(f"eager, without CUDA graphs: {type(error).__name__}: {error}")
+        chosen = None
+    if chosen is None:
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # its annotations lack it
+    gc.collect()
+    torch.cuda.empty_cache()
+    return chosen or module
+
+
+def _measure(
+    module: torch.nn.Module, largest: Sequence[Tensor], others: Sequence[Tensor], tell: Callable[[str], None]
+) -> Forward:
+    """What `fastest` chooses. Raises whatever goes wrong."""
+    memory_format = _choose_format(module, largest)
+    graphs = CudaGraphs(module, largest)
+    forwards: dict[int, Forward] = {}
+    seconds: dict[int, tuple[float, float]] = {}
+    for rows in range(len(largest[0]), 0, -1):
+        graphs.capture(rows)
+        inputs = [tensor[:rows] for tensor in others]
+        apart = _distance(graphs(*inputs), module(*inputs))
+        if not apart <= AGREEMENT:  # nor is "not a number" near
+            raise RuntimeError(f"what was replayed for {rows} rows is {apart:.2g} from eager, relative")
+        replayed, eager = _seconds(graphs, inputs), _seconds(module, inputs)
+        seconds[rows] = replayed, eager
+        forwards[rows] = graphs if replayed < eager else module
+    tell(_describe(memory_format, seconds))
+
+    def forward(*inputs: Tensor) -> Any:
+        return forwards[len(inputs[0])](*inputs)
+
+    return forward
+
+
+def _choose_format(module: torch.nn.Module, largest: Sequence[Tensor]) -> torch.memory_format:
+    """Channels last where most rows are replayed clearly faster in it; the module is left in the format."""
+    if not any(parameter.dim() == 4 for parameter in module.parameters()):
+        return torch.contiguous_format  # without convolutions there is no other
+    seconds = {}
+    for memory_format in FORMATS:
+        module.to(memory_format=memory_format)  # type: ignore[call-overload]
+        seconds[memory_format] = _seconds_replayed(module, largest)
+    clearly = seconds[torch.channels_last] < CLEARLY * seconds[torch.contiguous_format]
+    chosen = torch.channels_last if clearly else torch.contiguous_format
+    module.to(memory_format=chosen)  # type: ignore[call-overload]
+    return chosen
+
+
+def _seconds_replayed(forward: Forward, inputs: Sequence[Tensor]) -> float:
+    """Of a graph for these inputs alone, which is gone afterwards."""
+    graphs = CudaGraphs(forward, inputs)
+    graphs.capture(len(inputs[0]))
+    return _seconds(graphs, inputs)
+
+
+def _seconds(forward: Forward, inputs: Sequence[Tensor]) -> float:
+    """Median of a few calls after another."""
+    forward(*inputs)
+    taken = []
+    for _ in range(TIMED_CALLS):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        forward(*inputs)
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def _distance(found: Any, expected: Any) -> float:
+    """Largest difference over largest value, of the output where it is largest; not a number where one is not."""
+    pairs = [(found, expected)] if isinstance(expected, Tensor) else list(zip(found, expected, strict=True))
+    return float(torch.stack([(one - other).abs().max() / other.abs().max() for one, other in pairs]).max())
+
+
+def _describe(memory_format: torch.memory_format, seconds: Mapping[int, tuple[float, float]]) -> str:
+    """What was measured, in a line."""
+    replayed = sum(graph < eager for graph, eager in seconds.values())
+    times = [
+        f"{rows} row{'s' if rows > 1 else ''} replayed in {seconds[rows][0] * 1e3:.1f} ms, eager in "
+        f"{seconds[rows][1] * 1e3:.1f}"
+        for rows in sorted({min(seconds), max(seconds)})
+    ]
+    of_them = f"CUDA graphs for {replayed} of {len(seconds)} numbers of rows"
+    return f"{FORMATS[memory_format]}, {of_them}; {'; '.join(times)}"

@@ -1,0 +1,93 @@
+"""CUDA graphs on a processor: what is captured is repeated on the same memory, with the same numbers.
+
+A capture keeps torch's operations with their arguments; a replay makes each of them again and writes its result to
+where the first one lies. So a replay sees neither tensors at another place nor what Python reads or computes, as on a
+GPU. Graphs of one pool share its memory: a replay leaves nothing of what the others gave.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+READS = {torch.ops.aten._local_scalar_dense.default}  # what Python learns of a tensor, for which it has to wait
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the operations that are made."""
+
+    def __init__(self, graph: "Graph") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._graph = graph
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = func(*args, **(kwargs or {}))
+        self._graph.operations.append((func, args, kwargs or {}, result))
+        return result
+
+
+@dataclass
+class Graph:
+    """In place of torch.cuda.CUDAGraph."""
+
+    operations: list[tuple[Any, Any, Any, Any]] = field(default_factory=list)
+    pool: list["Graph"] = field(default_factory=list)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            for first, again in zip(tensors(result), tensors(func(*args, **kwargs)), strict=True):
+                if first.data_ptr() != again.data_ptr():
+                    first.copy_(again)
+        for other in self.pool:
+            if other is not self:
+                other.forget()
+
+    def forget(self) -> None:
+        """Other results lie there now."""
+        for _, args, kwargs, result in self.operations:
+            given = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
+            for tensor in tensors(result):
+                if tensor.untyped_storage().data_ptr() not in given and tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class Stream:
+    def wait_stream(self, _: "Stream") -> None:
+        """There is but one."""
+
+
+@contextmanager
+def capture(graph: Graph, *, pool: list[Graph], stream: Stream, capture_error_mode: str) -> Iterator[None]:
+    """In place of torch.cuda.graph."""
+    assert isinstance(stream, Stream)
+    assert capture_error_mode == "thread_local"
+    with Recorder(graph):
+        yield
+    graph.pool = pool
+    pool.append(graph)
+
+
+_stream = Stream()
+# In torch.cuda.
+STAND_INS: Mapping[str, Any] = {
+    "CUDAGraph": Graph,
+    "Stream": lambda: _stream,
+    "current_stream": lambda: _stream,
+    "empty_cache": lambda: None,
+    "graph": capture,
+    "graph_pool_handle": list,
+    "stream": lambda _: nullcontext(),
+    "synchronize": lambda: None,
+}

@@ -1,0 +1,230 @@
+"""CUDA graphs of the `torch` profile: what a replay gives, which way to run is chosen, and what a capture needs.
+
+The graphs are those of `cuda_stand_in`; that nothing in a network leaves the GPU is shown on torch's meta device.
+"""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cuda_graphs
+from multsd_export.checkpoint import read_checkpoint
+from multsd_export.networks import networks_of
+from multsd_export.profiles import STATIC
+from tests.small_checkpoints import STRUCTURES
+
+from .cuda_stand_in import tensors
+
+on_the_processor = pytest.mark.usefixtures("cuda_graphs_on_the_processor")
+ROWS = 4
+EAGER, REPLAYED = 1.0, 0.5  # seconds
+
+
+class Network(nn.Module):
+    """A convolution; counts its calls, which a replay is none of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 2, 3, padding=1)
+        self.calls = 0
+
+    def forward(self, sample: Tensor) -> Tensor:
+        self.calls += 1
+        hidden: Tensor = self.convolution(sample)
+        return hidden.mul_(2).flatten(1)
+
+
+class Counting(Network):
+    """What Python counts does not change in a replay."""
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return super().forward(sample) + self.calls
+
+
+class Reading(Network):
+    """Python looks at a tensor: a capture fails there."""
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return super().forward(sample) * float(sample.mean())
+
+
+class Pair(Network):
+    """Two outputs."""
+
+    def forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        flat = super().forward(sample)
+        return flat, flat.sum(dim=1)
+
+
+class LaterWrong(Pair):
+    """Only the second output is not a number, where the first is not."""
+
+    def forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        _, total = super().forward(sample)
+        return sample, total
+
+
+def draw(seed: int) -> list[Tensor]:
+    return [torch.randn(ROWS, 3, 5, 5, generator=torch.Generator().manual_seed(seed))]
+
+
+def formats_of(network: Network) -> set[torch.memory_format]:
+    weight = network.convolution.weight
+    return {each for each in cuda_graphs.FORMATS if weight.is_contiguous(memory_format=each)}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Seconds that a replay takes by its number of rows, where not REPLAYED; eager takes EAGER."""
+    own: dict[int, float] = {}
+
+    def seconds(forward: Any, inputs: list[Tensor]) -> float:
+        forward(*inputs)
+        return own.get(len(inputs[0]), REPLAYED) if isinstance(forward, cuda_graphs.CudaGraphs) else EAGER
+
+    monkeypatch.setattr(cuda_graphs, "_seconds", seconds)
+    return own
+
+
+@on_the_processor
+@pytest.mark.parametrize("kind", [Network, Pair])
+def test_a_replay_gives_what_eager_gives_for_every_number_of_rows_in_any_order(kind: type[Network]) -> None:
+    network = kind().eval()
+    graphs = cuda_graphs.capture_all(network, draw(0))
+    for seed, rows in enumerate((2, 4, 1, 3, 4, 2), start=1):
+        inputs = [tensor[:rows] for tensor in draw(seed)]
+        with torch.no_grad():
+            expected = network(*inputs)
+        before = network.calls
+        replayed = graphs(*inputs)
+        assert network.calls == before
+        for have, want in zip(tensors(replayed), tensors(expected), strict=True):
+            assert have.shape == want.shape
+            assert torch.equal(have, want)
+
+
+@on_the_processor
+def test_a_number_of_rows_that_was_not_captured_is_an_error() -> None:
+    graphs = cuda_graphs.CudaGraphs(Network(), draw(0))
+    with torch.no_grad():
+        graphs.capture(2)
+    with pytest.raises(KeyError):
+        graphs(draw(1)[0][:3])
+
+
+@on_the_processor
+def test_captures_keep_nothing_for_a_backward_pass() -> None:
+    graphs = cuda_graphs.capture_all(Network(), draw(0))
+    assert not graphs(*draw(1)).requires_grad
+
+
+@on_the_processor
+def test_each_number_of_rows_runs_as_is_faster(clock: dict[int, float]) -> None:
+    clock |= {3: 2 * EAGER, 4: 2 * EAGER}
+    network, told = Network().eval(), list[str]()
+    forward = cuda_graphs.fastest(network, draw(0), draw(1), told.append)
+    for rows, calls in ((1, 0), (2, 0), (3, 1), (4, 1), (2, 0)):
+        inputs, before = [tensor[:rows] for tensor in draw(rows)], network.calls
+        with torch.no_grad():
+            result = forward(*inputs)
+            assert network.calls - before == calls
+            assert torch.equal(result, network(*inputs))
+    (line,) = told
+    assert "CUDA graphs for 2 of 4 numbers of rows" in line
+    assert "1 row replayed in 500.0 ms, eager in 1000.0; 4 rows replayed in 2000.0 ms, eager in 1000.0" in line
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [(0.9, torch.channels_last), (0.97, torch.contiguous_format), (2.0, torch.contiguous_format)],
+    ids=["clearly faster", "hardly faster", "slower"],
+)
+def test_the_network_is_channels_last_where_that_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, chosen: torch.memory_format
+) -> None:
+    def replayed(module: Network, _: list[Tensor]) -> float:
+        return seconds if torch.channels_last in formats_of(module) else 1.0
+
+    network, told = Network().eval(), list[str]()
+    monkeypatch.setattr(cuda_graphs, "_seconds_replayed", replayed)
+    forward = cuda_graphs.fastest(network, draw(0), draw(1), told.append)
+    assert formats_of(network) == {chosen}
+    assert told[0].startswith(cuda_graphs.FORMATS[chosen])
+    with torch.no_grad():
+        assert torch.allclose(forward(*draw(2)), network(*draw(2)))
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Reading, "RuntimeError: operation not permitted when stream is capturing"),
+        (Counting, "from eager, relative"),
+    ],
+)
+def test_whatever_goes_wrong_with_a_graph_the_network_stays_eager(kind: type[Network], reason: str) -> None:
+    network, told = kind().eval(), list[str]()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert cuda_graphs.fastest(network, draw(0), draw(1), told.append) is network
+    assert formats_of(network) == {torch.contiguous_format}
+    (line,) = told
+    assert line.startswith("eager, without CUDA graphs: ")
+    assert reason in line
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("kind", [Network, LaterWrong])
+def test_a_replay_that_is_not_a_number_is_not_taken(kind: type[Network]) -> None:
+    network, told = kind().eval(), list[str]()
+    nn.init.constant_(network.convolution.weight, float("nan"))
+    assert cuda_graphs.fastest(network, draw(0), draw(1), told.append) is network
+    assert "nan from eager" in told[0]
+
+
+@on_the_processor
+def test_seconds_are_the_median_of_calls_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.accumulate([0.0, 5.0, 0.0, 1.0, 0.0, 3.0])
+    monkeypatch.setattr("cuda_graphs.time.perf_counter", lambda: next(ticks))
+    network = Network()
+    assert cuda_graphs._seconds(network, draw(0)) == 3.0
+    assert network.calls == 1 + cuda_graphs.TIMED_CALLS
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation on a tensor that is elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elsewhere: list[str] = []
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if any(tensor.device.type != "meta" for tensor in tensors((args, kwargs, result))):
+            self.elsewhere.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_nothing_in_a_network_that_is_captured_leaves_its_device(structure: str, small_checkpoints: Path) -> None:
+    """A copy to or from the processor cannot be captured, and reading a tensor fails on the meta device by itself."""
+    networks = [each for each in networks_of(read_checkpoint(small_checkpoints / structure)) if each.name in STATIC]
+    assert networks
+    for network in networks:
+        module = network.load(torch.float16).to("meta")
+        inputs = [tensor.to("meta") for tensor in next(network.draw(torch.Generator().manual_seed(0)))]
+        with torch.no_grad(), Watch() as watch:
+            module(*inputs)
+        assert watch.operations > 100
+        assert watch.elsewhere == []
