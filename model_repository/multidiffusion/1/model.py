@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ FAILURES = {
 }
 
 CANCELLED_EVERY = 0.25  # seconds between looks whether the client has gone, each a message to Triton and back
+ASIDE_SECONDS = 0.003  # until Triton is told what was counted: less than a call of the UNet takes on any GPU
 MOST_CALLS = 32  # of a text encoder or the VAE at a time
 SPARE_CALLS = 8  # of the UNet, beside those that are made at a time: so many may be left behind without an answer
 # Triton's words for a call that was in its own queue for too long: a network that is stuck. Not by the code,
@@ -262,25 +263,40 @@ class BlsNetworks:
 
 
 class Aside:
-    """Calls of Triton that nobody waits for, in order, in a thread of their own: each is a message there and back."""
+    """Calls of Triton that nobody waits for, in order, in a thread of their own: each is a message there and back.
+
+    They are made a moment later and all together, which is while the UNet is at work: between two of its calls the
+    thread would hold up the loop, which then waits for the interpreter's lock.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
+        self._calls: list[tuple[Callable[[float], object], float]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     def call(self, function: Callable[[float], object], value: float) -> None:
         """Have it called soon; an error is logged."""
-        self._thread.submit(self._logged, function, value)
+        self._calls.append((function, value))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(ASIDE_SECONDS, self._begin)
 
     async def done(self) -> None:
         """Wait until everything was called."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        await asyncio.wrap_future(self._begin())
+
+    def _begin(self) -> "Future[None]":
+        if self._timer is not None:
+            self._timer.cancel()
+        calls, self._calls, self._timer = self._calls, [], None
+        return self._thread.submit(self._make, calls)
 
     @staticmethod
-    def _logged(function: Callable[[float], object], value: float) -> None:
-        try:
-            function(value)
-        except Exception as error:  # a metric fails no request
-            pb_utils.Logger.log_error(f"metrics: {type(error).__name__}: {error}")
+    def _make(calls: Sequence[tuple[Callable[[float], object], float]]) -> None:
+        for function, value in calls:
+            try:
+                function(value)
+            except Exception as error:  # a metric fails no request
+                pb_utils.Logger.log_error(f"metrics: {type(error).__name__}: {error}")
 
 
 class Calls:

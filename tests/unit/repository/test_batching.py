@@ -14,7 +14,7 @@ from conditioning import Conditioning
 from errors import NetworkError, SilentNetworkError
 from network_calls import NetworkCalls
 from row_plan import Regions
-from sampling import Bootstrapping, Denoising, UNetRows
+from sampling import KEPT_ROWS, Bootstrapping, Denoising, UNetRows
 from schedulers import make_scheduler
 from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer, network
 from views import make_views
@@ -94,6 +94,27 @@ def test_one_canvas_alone_waits_for_nobody_and_fills_its_calls() -> None:
     unet = UNet()
     asyncio.run(paint(make_canvas(WINDOW + 4, seed=0, steps=2), UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)))
     assert unet.sizes == [4, 4, 2] * 2
+
+
+def test_a_canvas_alone_hands_out_the_same_embeddings_in_every_step() -> None:
+    unet = UNet()
+    asyncio.run(paint(make_canvas(WINDOW + 4, seed=0, steps=2), UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)))
+    for one, other in zip(unet.calls[:3], unet.calls[3:], strict=True):
+        assert one.encoder_hidden_states is other.encoder_hidden_states
+
+
+def test_a_canvas_keeps_the_embeddings_of_few_rows() -> None:
+    canvas = make_canvas(WINDOW + 40, seed=0, steps=4)  # 82 rows a step
+    unet = UNet()
+    for size in (4, 5, 3, 100):
+        taken = [canvas.take(size) for _ in range(-(-canvas.untaken // size))]
+        for rows in taken:
+            canvas.give(rows, predict(rows))
+        unet.calls += taken
+        canvas.advance()
+        kept = canvas._kept.values()
+        assert sum(len(each.rows) for each in kept) <= KEPT_ROWS or len(kept) == 1
+    assert len({id(call.encoder_hidden_states) for call in unet.calls}) == len(unet.calls), "too many to be kept"
 
 
 def test_whatever_waits_when_the_unet_comes_free_shares_calls() -> None:

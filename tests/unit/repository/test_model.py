@@ -339,3 +339,39 @@ def test_texts_of_a_deterministic_deployment_are_encoded_one_by_one() -> None:
             assert triton.metrics["multsd_unet_rows_padded_total"].value == 4 * 14
 
     asyncio.run(scenario())
+
+
+def test_what_is_counted_is_told_triton_in_order_together_and_before_the_answer() -> None:
+    async def scenario() -> None:
+        with serving() as (_, module, triton):
+            logged: list[Any] = []
+            triton.Logger.log_error = staticmethod(logged.append)
+            told: list[float] = []
+            aside = module.Aside()
+
+            def failing(value: float) -> None:
+                raise RuntimeError(f"no {value:g}")
+
+            for value in (1.0, 2.0):
+                aside.call(told.append, value)
+            aside.call(failing, 3.0)
+            aside.call(told.append, 4.0)
+            assert not told, "not while the loop has something to do"
+            await aside.done()
+            assert told == [1.0, 2.0, 4.0]
+            assert logged == ["metrics: RuntimeError: no 3"]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_counted_is_told_triton_without_anybody_waiting() -> None:
+    async def scenario() -> None:
+        with serving() as (_, module, _triton):
+            aside, told = module.Aside(), asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for _ in range(2):  # again after the first
+                aside.call(lambda _: loop.call_soon_threadsafe(told.set), 1.0)
+                await asyncio.wait_for(told.wait(), SOON)
+                told.clear()
+
+    asyncio.run(scenario())
