@@ -71,6 +71,7 @@ LARGE = Case(2048, 1024, (), steps=27, bootstrapping=0, goal=0)  # 225 views, 45
 WIDE = Case(512, 1024, (), steps=20, bootstrapping=0, goal=0)  # 9 views, 360 rows
 BRIEF = Case(512, 512, (BOX,), steps=1, bootstrapping=0, goal=0)
 AT_ONCE = 8  # the concurrency of the goals
+ALONE = 5  # requests, one after the other
 ROUNDS = 3  # of equal requests: what else the machine does shows in the slowest of them
 SEEDS = 3  # different pictures of overload and soak
 OVERLOADED = 10  # times what the stack can do
@@ -218,10 +219,24 @@ def gpu(requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.", m
             )
             report.at_least("pictures/s over the bound", reached / bound, OF_THE_BOUND, "{:.1%}")
             report.keep(reached=reached, bound=bound, busy_share=busy_share)
+            alone = _time_without_unet(service)
             idle, beside = asyncio.run(_small_beside_large(service))
-        report.show(f"a small request takes {idle:.2f} s alone, {beside:.2f} s beside a large one")
+        report.show(
+            f"a request alone: the UNet is idle for {alone['idle_share']:.1%} of the time, "
+            f"{alone['idle_seconds_per_call'] * 1e3:.1f} ms a call",
+            f"a small request takes {idle:.2f} s alone, {beside:.2f} s beside a large one",
+        )
         report.at_most("seconds of a small request beside a large one, over alone", beside / idle, SMALL_BESIDE_LARGE)
-        report.keep(idle=idle, beside=beside)
+        report.keep(idle=idle, beside=beside, alone=alone)
+
+
+def _time_without_unet(service: Service) -> dict[str, float]:
+    """How long the UNet is idle while requests come one after the other: share, and seconds for each of its calls."""
+    _, calls, busy = service.unet_counts()
+    _, seconds = run_all(service, [ONE] * ALONE, 1, "requests alone")
+    _, calls_after, busy_after = service.unet_counts()
+    idle = seconds - (busy_after - busy)
+    return {"idle_share": idle / seconds, "idle_seconds_per_call": idle / (calls_after - calls)}
 
 
 async def _small_beside_large(service: Service) -> tuple[float, float]:

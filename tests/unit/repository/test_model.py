@@ -341,11 +341,13 @@ def test_texts_of_a_deterministic_deployment_are_encoded_one_by_one() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_counted_is_told_triton_in_order_together_and_before_the_answer() -> None:
+def test_what_is_counted_is_told_triton_in_order_together_and_before_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
         with serving() as (_, module, triton):
-            logged: list[Any] = []
-            triton.Logger.log_error = staticmethod(logged.append)
+            logged: list[str] = []
+            monkeypatch.setattr(triton.Logger, "log_error", logged.append)
             told: list[float] = []
             aside = module.Aside()
 
