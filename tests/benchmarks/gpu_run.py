@@ -53,6 +53,7 @@ ORCHESTRATION_GOAL = 0.05  # share of a request's time
 TFLOPS_GOAL = 350  # at 16 rows
 AT_ONCE = 8
 SHARE_AT_ONCE = 5  # a rate does not need every step: requests at once have this part of them
+LOAD_SECONDS = 600  # of Triton at most: runners measure how they run
 STOP_SECONDS = 2  # until Triton, which unloads models for ten, is killed
 ROW_COUNTS = (1, 2, 4, 8, 16)
 TIMED_CALLS = 5
@@ -129,7 +130,7 @@ def main(
     progress = Progress(Console(), RESULTS / f"{variant}.json", results)
     progress.tell(f"{machine}; {size} size, {variant}, torch {torch.__version__}")
     chosen = subjects(size)
-    # All are composed at the same time, the others while the first one's Triton starts.
+    # All are composed at the same time.
     with ProcessPoolExecutor(len(chosen), mp_context=get_context("spawn")) as pool:
         composed = [
             pool.submit(compose, subject, profile, variant, RESULTS / subject.name, device) for subject in chosen
@@ -165,7 +166,7 @@ def measure(
 
     Args:
         measured: gets the results one by one.
-        composed: nothing is measured before all of them are.
+        composed: nothing is served before all of them are.
     """
     folder, name, cases = RESULTS / subject.name, subject.name, subject.cases()
     with progress.stage(f"{name}: operations of a row"):
@@ -173,10 +174,10 @@ def measure(
     measured |= {"tflop_per_row": bench.flops / 1e12, "cases": [], "unet": []}
     rows: list[Row] = measured["cases"]
     ours: list[Latents] = []
+    with progress.stage(f"{name}: all checkpoints composed"):
+        wait(composed)  # before Triton loads: a runner measures then what is faster
     with served(folder / "repository", folder, progress, name) as url:
         bench = replace(bench, url=url)
-        with progress.stage(f"{name}: all checkpoints composed"):
-            wait(composed)
         with progress.stage(f"{name}: warm-up"):
             for case in cases:
                 ask(url, [brief(case).tensors()])
@@ -219,7 +220,7 @@ def served(repository: Path, folder: Path, progress: Progress, name: str) -> Ite
     child = start_triton(repository, ports=ports, backends=settings.backends, log=folder / "triton.log")
     with stopped_at_the_end(child, STOP_SECONDS, report=progress.tell):
         with progress.stage(f"{name}: Triton loads"):
-            wait_until_ready(child, f"http://127.0.0.1:{ports.http}/v2/health/ready", seconds=settings.start_seconds)
+            wait_until_ready(child, f"http://127.0.0.1:{ports.http}/v2/health/ready", seconds=LOAD_SECONDS)
         yield f"127.0.0.1:{ports.grpc}"
 
 

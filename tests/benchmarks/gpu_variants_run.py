@@ -190,10 +190,10 @@ def synchronize(device: torch.device) -> None:
 
 def forget() -> None:
     """Give back what a variant has compiled and captured."""
+    gc.collect()
     with suppress(RuntimeError):  # a failed capture
         torch._dynamo.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
 def table(results: Row) -> Table:

@@ -4,10 +4,14 @@ Started one by one from Python, the kernels of a few rows take longer to start t
 beside the runner of the `torch` profile, as `1/cuda_graphs.py` of every network. B rows.
 """
 
+import fcntl
 import gc
-import statistics
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +19,14 @@ from torch import Tensor
 
 Forward = Callable[..., Any]  # tensors of B rows -> a tensor of B rows or a tuple of them
 
-WARM_UP_CALLS = 2  # before a capture: what first calls load and choose cannot be recorded
-TIMED_CALLS = 3
-AGREEMENT = 0.01  # relative; two kernels for one thing differ by 1e-3 in half precision
-CLEARLY = 0.95  # of the seconds: channels last by less is noise, and would change a picture's last bits for nothing
+TIMED_CALLS = 2  # of which the faster one counts
+AGREEMENT = (
+    5e-3  # relative; a replay has eager's kernels, and two kernels for one thing differ by 1e-3 in half precision
+)
+CLEARLY = 0.9  # of the seconds: less is noise, for which no picture should change its last bits
 FORMATS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels last"}
+# Networks that load at the same time measure one after the other: they share a GPU, and its memory.
+LOCK = Path(tempfile.gettempdir()) / f"multsd-measures-{os.getuid()}.lock"
 
 
 class CudaGraphs:
@@ -33,6 +40,7 @@ class CudaGraphs:
         self._forward = forward
         self._inputs = [tensor.clone() for tensor in largest]
         self._pool = torch.cuda.graph_pool_handle()
+        # Its own: the end of a graph frees what cuBLAS works with on its stream.
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._captured: dict[int, tuple[Any, Any]] = {}  # rows -> graph and its outputs
 
@@ -41,11 +49,11 @@ class CudaGraphs:
         inputs = [tensor[:rows] for tensor in self._inputs]
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
+        torch.cuda.empty_cache()
         with torch.cuda.stream(current):  # a capture that fails does not go back to it
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UP_CALLS):
-                    self._forward(*inputs)
+                self._forward(*inputs)  # what a first call loads and chooses cannot be recorded
             # Triton's own threads in this process may call CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = self._forward(*inputs)
@@ -83,36 +91,45 @@ def fastest(
         others: as many rows of other values.
         tell: gets a line of what was chosen and why.
     """
-    try:
-        chosen = _measure(module, largest, others, tell)
-    except Exception as error:  # of a driver, for want of memory, or our own
-        tell(f"eager, without CUDA graphs: {type(error).__name__}: {error}")
-        chosen = None
-    if chosen is None:
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return _measure(module, largest, others, tell)
+        except Exception as error:  # of a driver, for want of memory, or our own
+            tell(f"eager, without CUDA graphs: {type(error).__name__}: {error}")
+        finally:
+            _free_memory()
         module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # its annotations lack it
+        return module
+
+
+def _free_memory() -> None:
+    """Give back what nobody holds any more."""
     gc.collect()
-    torch.cuda.empty_cache()
-    return chosen or module
+    with suppress(RuntimeError):  # after a capture that failed some releases of torch refuse
+        torch.cuda.empty_cache()
 
 
 def _measure(
     module: torch.nn.Module, largest: Sequence[Tensor], others: Sequence[Tensor], tell: Callable[[str], None]
 ) -> Forward:
     """What `fastest` chooses. Raises whatever goes wrong."""
+    started = time.perf_counter()
+    CudaGraphs(module, [tensor[:1] for tensor in largest]).capture(1)  # what fails here leaves little memory behind
     memory_format = _choose_format(module, largest)
-    graphs = CudaGraphs(module, largest)
+    graphs = capture_all(module, largest)
     forwards: dict[int, Forward] = {}
     seconds: dict[int, tuple[float, float]] = {}
     for rows in range(len(largest[0]), 0, -1):
-        graphs.capture(rows)
         inputs = [tensor[:rows] for tensor in others]
         apart = _distance(graphs(*inputs), module(*inputs))
         if not apart <= AGREEMENT:  # nor is "not a number" near
             raise RuntimeError(f"what was replayed for {rows} rows is {apart:.2g} from eager, relative")
         replayed, eager = _seconds(graphs, inputs), _seconds(module, inputs)
         seconds[rows] = replayed, eager
-        forwards[rows] = graphs if replayed < eager else module
-    tell(_describe(memory_format, seconds))
+        forwards[rows] = module if eager < CLEARLY * replayed else graphs
+    taken = time.perf_counter() - started
+    tell(_describe(memory_format, seconds, sum(each is graphs for each in forwards.values()), taken))
 
     def forward(*inputs: Tensor) -> Any:
         return forwards[len(inputs[0])](*inputs)
@@ -121,29 +138,37 @@ def _measure(
 
 
 def _choose_format(module: torch.nn.Module, largest: Sequence[Tensor]) -> torch.memory_format:
-    """Channels last where most rows are replayed clearly faster in it; the module is left in the format."""
+    """Channels last where replays of most and of a quarter of the rows are clearly faster in it.
+
+    The module is left in the format.
+    """
     if not any(parameter.dim() == 4 for parameter in module.parameters()):
         return torch.contiguous_format  # without convolutions there is no other
-    seconds = {}
-    for memory_format in FORMATS:
-        module.to(memory_format=memory_format)  # type: ignore[call-overload]
-        seconds[memory_format] = _seconds_replayed(module, largest)
-    clearly = seconds[torch.channels_last] < CLEARLY * seconds[torch.contiguous_format]
-    chosen = torch.channels_last if clearly else torch.contiguous_format
-    module.to(memory_format=chosen)  # type: ignore[call-overload]
-    return chosen
+    usual = _seconds_replayed(module, largest)
+    try:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        last = _seconds_replayed(module, largest)
+        if sum(one / other for one, other in zip(last, usual, strict=True)) < CLEARLY * len(usual):
+            return torch.channels_last
+    except RuntimeError:  # for want of memory, or of a kernel: the other format can do without
+        _free_memory()
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return torch.contiguous_format
 
 
-def _seconds_replayed(forward: Forward, inputs: Sequence[Tensor]) -> float:
-    """Of a graph for these inputs alone, which is gone afterwards."""
+def _seconds_replayed(forward: Forward, inputs: Sequence[Tensor]) -> list[float]:
+    """Of graphs for all rows and for a quarter of them, which are gone afterwards."""
     graphs = CudaGraphs(forward, inputs)
-    graphs.capture(len(inputs[0]))
-    return _seconds(graphs, inputs)
+    most = len(inputs[0])
+    seconds = []
+    for rows in (most, max(1, most // 4)):
+        graphs.capture(rows)
+        seconds.append(_seconds(graphs, [tensor[:rows] for tensor in inputs]))
+    return seconds
 
 
 def _seconds(forward: Forward, inputs: Sequence[Tensor]) -> float:
-    """Median of a few calls after another."""
-    forward(*inputs)
+    """Of the fastest of a few calls."""
     taken = []
     for _ in range(TIMED_CALLS):
         torch.cuda.synchronize()
@@ -151,7 +176,7 @@ def _seconds(forward: Forward, inputs: Sequence[Tensor]) -> float:
         forward(*inputs)
         torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return min(taken)
 
 
 def _distance(found: Any, expected: Any) -> float:
@@ -160,13 +185,14 @@ def _distance(found: Any, expected: Any) -> float:
     return float(torch.stack([(one - other).abs().max() / other.abs().max() for one, other in pairs]).max())
 
 
-def _describe(memory_format: torch.memory_format, seconds: Mapping[int, tuple[float, float]]) -> str:
+def _describe(
+    memory_format: torch.memory_format, seconds: Mapping[int, tuple[float, float]], replayed: int, taken: float
+) -> str:
     """What was measured, in a line."""
-    replayed = sum(graph < eager for graph, eager in seconds.values())
     times = [
         f"{rows} row{'s' if rows > 1 else ''} replayed in {seconds[rows][0] * 1e3:.1f} ms, eager in "
         f"{seconds[rows][1] * 1e3:.1f}"
         for rows in sorted({min(seconds), max(seconds)})
     ]
     of_them = f"CUDA graphs for {replayed} of {len(seconds)} numbers of rows"
-    return f"{FORMATS[memory_format]}, {of_them}; {'; '.join(times)}"
+    return f"{FORMATS[memory_format]}, {of_them}; {'; '.join(times)}; measured in {taken:.1f} s"

@@ -28,7 +28,7 @@ else:
 
 WEIGHTS = "weights"  # folder beside this file
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-TOKENS = 256  # that every vocabulary has
+HIGHEST = {"input_ids": 256, "timestep": 1000, "time_ids": 2048}  # of inputs that are integers; others are normal
 EXECUTIONS = ("eager", "cuda-graphs", "compile", "measured")
 
 
@@ -93,17 +93,19 @@ def make_forward(module: torch.nn.Module, model: Model, device: torch.device) ->
 
 
 def draw_inputs(model: Model, device: torch.device, *, seed: int) -> list[Tensor]:
-    """Inputs of as many rows as the model takes. Raises ValueError where their shapes are not static."""
+    """Inputs like those that come, of as many rows as the model takes.
+
+    Raises ValueError where their shapes are not static.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs = []
-    for name, data_type, shape in zip(model.inputs, model.data_types, model.shapes, strict=True):
+    for name, shape in zip(model.inputs, model.shapes, strict=True):
         if any(dim < 0 for dim in shape):
             raise ValueError(f"execution: CUDA graphs need static shapes, {name} has {list(shape)}.")
         size = (model.max_rows, *shape)
-        tensor = (
-            torch.randint(TOKENS, size, generator=generator, dtype=torch.int32)
-            if data_type == "TYPE_INT32"
-            else torch.rand(size, generator=generator)
-        )
-        inputs.append(tensor.to(device))
+        if name in HIGHEST:
+            drawn = torch.randint(HIGHEST[name], size, generator=generator)
+            inputs.append(drawn.to(device, torch.int32 if name == "input_ids" else torch.float32))
+        else:
+            inputs.append(torch.randn(size, generator=generator).to(device))
     return inputs

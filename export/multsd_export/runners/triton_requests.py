@@ -22,7 +22,6 @@ class Model:
     folder: Path  # of its version
     inputs: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]  # of a row of each input, as the network gets it; -1: any
-    data_types: tuple[str, ...]  # of the inputs, by Triton's names
     outputs: tuple[str, ...]
     max_rows: int  # of a run
     parameters: Mapping[str, str]
@@ -41,7 +40,6 @@ def read_model(args: Mapping[str, str]) -> Model:
         folder=Path(args["model_repository"]) / args["model_version"],
         inputs=tuple(tensor["name"] for tensor in config["input"]),
         shapes=tuple(_row_shape(tensor) for tensor in config["input"]),
-        data_types=tuple(tensor["data_type"] for tensor in config["input"]),
         outputs=tuple(tensor["name"] for tensor in config["output"]),
         max_rows=config["max_batch_size"],
         parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},

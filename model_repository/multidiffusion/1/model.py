@@ -282,7 +282,7 @@ class Aside:
 
     async def done(self) -> None:
         """Wait until everything was called."""
-        await asyncio.wrap_future(self._begin())
+        await asyncio.shield(asyncio.wrap_future(self._begin()))  # who stops waiting takes nothing back
 
     def _begin(self) -> "Future[None]":
         if self._timer is not None:
