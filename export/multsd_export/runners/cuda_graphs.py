@@ -9,8 +9,8 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,7 @@ def fastest(
         others: as many rows of other values.
         tell: gets a line of what was chosen and why.
     """
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone():
         try:
             return _measure(module, largest, others, tell)
         except Exception as error:  # of a driver, for want of memory, or our own
@@ -101,6 +100,15 @@ def fastest(
             _free_memory()
         module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # its annotations lack it
         return module
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While no other network measures; where no lock can be written they may."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            fcntl.flock(held.enter_context(LOCK.open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _free_memory() -> None:

@@ -201,6 +201,17 @@ def test_networks_that_load_at_the_same_time_measure_one_after_the_other() -> No
 
 @on_the_processor
 @pytest.mark.usefixtures("clock")
+def test_where_no_lock_can_be_written_a_network_loads_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "LOCK", tmp_path / "missing" / "lock")
+    told = list[str]()
+    cuda_graphs.fastest(Network().eval(), draw(0), draw(1), told.append)
+    assert "CUDA graphs for 4 of 4" in told[0]
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
 def test_all_graphs_are_captured_before_any_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later capture must not have spoilt the memory of one before."""
     captured: list[int] = []
