@@ -88,6 +88,17 @@ def oracle_picture(request: Request) -> Pixels:
     return draw(_ground(request, side), objects)[: request.height, : request.width]
 
 
+def filled_picture(request: Request) -> Pixels:
+    """The request's background and every mask filled with its region's colour, whatever its shape: (height, width, 3).
+
+    What a painter that knows colours alone would get.
+    """
+    picture = draw(_ground(request, max(request.height, request.width)), [])[: request.height, : request.width].copy()
+    for region in request.regions:
+        picture[region.mask] = COLOURS[region.thing.colour]
+    return picture
+
+
 def _ground(request: Request, side: int) -> npt.NDArray[np.float32]:
     colour = COLOURS[request.ground.colour]
     if request.ground.texture == PLAIN:

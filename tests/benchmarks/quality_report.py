@@ -10,10 +10,11 @@ from rich.table import Table
 
 from tests.benchmarks.quality_painting import GUIDANCE_SCALE, VARIANTS
 from tests.benchmarks.quality_requests import SEED, Request
-from tests.benchmarks.quality_summary import GAINS, ORACLE, Result, classes, paired_gain, summarise
+from tests.benchmarks.quality_summary import FILLED, GAINS, ORACLE, Result, classes, paired_gain, summarise
 
 PACKAGES = ("diffusers", "numpy", "onnxruntime", "pillow", "scipy", "tokenizers", "torch")
-TITLES = {**{variant.name: variant.title for variant in VARIANTS}, ORACLE: "oracle"}
+PAINTED = {variant.name: variant.title for variant in VARIANTS}
+TITLES = {**PAINTED, FILLED: "masks filled", ORACLE: "oracle"}
 COLUMNS = {
     "iou": "IoU",
     "over_oracle": "IoU / oracle's",
@@ -96,17 +97,16 @@ def _variants_table(figures: dict[str, Any]) -> Table:
 
 
 def _ratio_table(figures: dict[str, Any]) -> Table:
-    masked = [name for name in TITLES if name != ORACLE]
-    table = Table("class", "regions", *(TITLES[name] for name in masked), title="IoU / oracle's IoU")
-    for name, by_variant in _filled(figures).items():
-        ratios = (f"{by_variant[variant]['over_oracle']:.2f}" for variant in masked)
+    table = Table("class", "regions", *PAINTED.values(), title="IoU / oracle's IoU")
+    for name, by_variant in _not_empty(figures).items():
+        ratios = (f"{by_variant[variant]['over_oracle']:.2f}" for variant in PAINTED)
         table.add_row(name, str(by_variant["20"]["regions"]), *ratios)
     return table
 
 
 def _class_table(figures: dict[str, Any], variant: str) -> Table:
     table = Table("class", "regions", *COLUMNS.values(), title=f"bootstrapping {TITLES[variant]}")
-    for name, by_variant in _filled(figures).items():
+    for name, by_variant in _not_empty(figures).items():
         of_class = by_variant[variant]
         table.add_row(name, str(of_class["regions"]), *(f"{of_class[figure]:.2f}" for figure in COLUMNS))
     return table
@@ -121,7 +121,7 @@ def _gains_table(figures: dict[str, Any]) -> Table:
     return table
 
 
-def _filled(figures: dict[str, Any]) -> dict[str, Any]:
+def _not_empty(figures: dict[str, Any]) -> dict[str, Any]:
     """Classes that hold any region, which in a short trial not all do."""
     return {name: each for name, each in figures["classes"].items() if each["20"]["regions"]}
 

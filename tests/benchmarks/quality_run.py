@@ -20,14 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from checkpoint_files import load_checkpoint
 from demo_checkpoint.pictures import Pixels
 from tests.benchmarks.quality_metrics import score_picture
-from tests.benchmarks.quality_oracle import oracle_picture
+from tests.benchmarks.quality_oracle import filled_picture, oracle_picture
 from tests.benchmarks.quality_painting import VARIANTS, OnnxNetworks, Painter
-from tests.benchmarks.quality_report import TITLES, report, tables
+from tests.benchmarks.quality_report import PAINTED, TITLES, report, tables
 from tests.benchmarks.quality_requests import COUNT, Request, make_requests
 from tests.benchmarks.quality_sheet import contact_sheet
-from tests.benchmarks.quality_summary import ORACLE, Result
+from tests.benchmarks.quality_summary import FILLED, ORACLE, Result
 
 SHEET_ROWS = 8
+SHOWN = {**PAINTED, ORACLE: TITLES[ORACLE]}  # on the sheet
 TABLE_WIDTH = 132
 
 
@@ -96,7 +97,8 @@ def paint_request(request: Request, painter: Painter, *, keep: bool, done: Calla
         pictures[variant.name], rows[variant.name] = painter.paint(request, variant)
         seconds[variant.name] = round(time.perf_counter() - started, 3)
         done()
-    scores = {name: score_picture(pixels, pictures[ORACLE], request) for name, pixels in pictures.items()}
+    scored = {**pictures, FILLED: filled_picture(request)}
+    scores = {name: score_picture(pixels, pictures[ORACLE], request) for name, pixels in scored.items()}
     return Painted(Result(request, scores, seconds, rows), pictures if keep else {})
 
 
@@ -105,5 +107,5 @@ def write(folder: Path, figures: str, painted: Sequence[Painted]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quality.json").write_text(figures)
     shown = [each for each in painted if each.pictures]
-    sheet = contact_sheet([each.result.request for each in shown], [each.pictures for each in shown], TITLES)
+    sheet = contact_sheet([each.result.request for each in shown], [each.pictures for each in shown], SHOWN)
     sheet.save(folder / "quality.png", optimize=True)

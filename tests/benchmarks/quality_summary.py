@@ -13,7 +13,7 @@ from tests.benchmarks.quality_masks import KINDS
 from tests.benchmarks.quality_metrics import PictureScore
 from tests.benchmarks.quality_requests import Region, Request
 
-ORACLE = "oracle"  # the drawn oracle's own name among the variants
+FILLED, ORACLE = "filled", "oracle"  # what is drawn, not painted, by name among the variants
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 GAINS = (("20", "0"), ("20", "text"), ("20", "20_fixed"), ("40", "20"))

@@ -5,7 +5,8 @@ import pytest
 
 from demo_checkpoint.language import SHAPES
 from tests.benchmarks.quality_masks import Mask, rasterise
-from tests.benchmarks.quality_oracle import Fit, best_fit, drawn, iou, oracle_picture
+from tests.benchmarks.quality_metrics import score_picture
+from tests.benchmarks.quality_oracle import Fit, best_fit, drawn, filled_picture, iou, oracle_picture
 from tests.benchmarks.quality_requests import make_request
 
 SIDE = 256
@@ -82,3 +83,15 @@ def test_a_fit_is_at_least_as_good_as_any_random_one() -> None:
 def test_the_oracle_s_picture_has_the_request_s_size() -> None:
     request = make_request(9)
     assert oracle_picture(request).shape == (request.height, request.width, 3)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_filled_masks_have_every_colour_and_are_wholly_filled(index: int) -> None:
+    request = make_request(index)
+    score = score_picture(filled_picture(request), oracle_picture(request), request)
+    assert score.background_kept == 1
+    for region, of_region in zip(request.regions, score.regions, strict=True):
+        assert of_region.colour_right
+        assert of_region.iou > 0.95
+        assert of_region.over_oracle > 0.95
+        assert region.fits or of_region.shape_iou < 0.95

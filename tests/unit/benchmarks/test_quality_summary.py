@@ -8,7 +8,7 @@ from tests.benchmarks.quality_metrics import PictureScore, RegionScore
 from tests.benchmarks.quality_painting import VARIANTS
 from tests.benchmarks.quality_report import report, tables
 from tests.benchmarks.quality_requests import make_requests
-from tests.benchmarks.quality_summary import ORACLE, Result, bootstrap_mean, classes, paired_gain, summarise
+from tests.benchmarks.quality_summary import FILLED, ORACLE, Result, bootstrap_mean, classes, paired_gain, summarise
 
 MANIFEST = {"checkpoint": {"digest": "sha256:0"}, "profile": "cpu"}
 
@@ -21,7 +21,7 @@ def score(over_oracle: float, regions: int) -> PictureScore:
 @pytest.fixture(scope="module")
 def results() -> list[Result]:
     names = [*(each.name for each in VARIANTS), ORACLE]
-    values = dict(zip(names, np.linspace(0.1, 1.0, len(names)).tolist(), strict=True))
+    values = {**dict(zip(names, np.linspace(0.1, 1.0, len(names)).tolist(), strict=True)), FILLED: 1.0}
     return [
         Result(
             request,
