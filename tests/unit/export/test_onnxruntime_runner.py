@@ -37,7 +37,7 @@ def model(runner: Any, tmp_path: Path) -> Any:
     )
     config = {
         "max_batch_size": 4,
-        "input": [{"name": "x"}, {"name": "t"}],
+        "input": [{"name": "x", "dims": [3]}, {"name": "t", "dims": [1], "reshape": {"shape": []}}],
         "output": [{"name": "y"}],
         "parameters": {"intra_op_threads": {"string_value": "1"}, "release_memory": {"string_value": "true"}},
     }
@@ -67,3 +67,7 @@ def test_threads_come_from_the_parameters(model: Any) -> None:
     assert model.model.threads == 1
     assert replace(model.model, parameters={"intra_op_threads": "3"}).threads == 3
     assert replace(model.model, parameters={}).threads >= 1
+
+
+def test_the_shape_of_a_row_is_what_the_network_gets(model: Any) -> None:
+    assert dict(zip(model.model.inputs, model.model.shapes, strict=True)) == {"x": (3,), "t": ()}
