@@ -6,6 +6,7 @@ shows that everything works and nothing about speed. Weights are random: they ta
 
 import asyncio
 import json
+import re
 import shutil
 import statistics
 import time
@@ -53,6 +54,7 @@ ORCHESTRATION_GOAL = 0.05  # share of a request's time
 TFLOPS_GOAL = 350  # at 16 rows
 AT_ONCE = 8
 SHARE_AT_ONCE = 5  # a rate does not need every step: requests at once have this part of them
+CHOSEN = re.compile(r"\w+: (\S.* numbers of rows;|eager, without CUDA graphs:)[^\"]*")
 LOAD_SECONDS = 600  # of Triton at most: runners measure how they run
 STOP_SECONDS = 2  # until Triton, which unloads models for ten, is killed
 ROW_COUNTS = (1, 2, 4, 8, 16)
@@ -178,6 +180,9 @@ def measure(
         wait(composed)  # before Triton loads: a runner measures then what is faster
     with served(folder / "repository", folder, progress, name) as url:
         bench = replace(bench, url=url)
+        measured["chosen"] = chosen_ways(folder / "triton.log")
+        for line in measured["chosen"]:
+            progress.tell(f"  {line}")
         with progress.stage(f"{name}: warm-up"):
             for case in cases:
                 ask(url, [brief(case).tensors()])
@@ -205,6 +210,12 @@ def measure(
             row["latents_apart"] = latents_apart(latents, theirs)
             row["latents_limit"] = LATENT_LIMITS[profile.precision]
         progress.tell(f"  {row['rows_published']} rows, {row['ratio']:.2f} times ours")
+
+
+def chosen_ways(log: Path) -> list[str]:
+    """What the runners have said of how they run, in Triton's log: empty where a variant says it for them."""
+    lines = (CHOSEN.search(line) for line in log.read_text(errors="replace").splitlines())
+    return [found[0] for found in lines if found]
 
 
 def brief(case: Case) -> Case:

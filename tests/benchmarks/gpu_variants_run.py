@@ -99,6 +99,8 @@ def measure(subject: Subject, chosen: list[str], device: torch.device, folder: P
             with progress.stage(variant):
                 try:
                     measure_variant(runner, folder / "repository", variant, inputs, flops, expected, measured)
+                    for line in measured["chosen"]:
+                        progress.tell(f"  {line}")
                 except Exception as error:  # whatever a compiler raises
                     measured["error"] = f"{type(error).__name__}: {error}"[:2000]
                     progress.tell(f"  {measured['error']}")
@@ -153,9 +155,11 @@ def measure_variant(
 ) -> None:
     """Loading, first calls and the median of the later ones, for each number of rows."""
     device = inputs[0].device
+    said = runner.pb_utils.Logger.lines
+    said.clear()
     started = time.perf_counter()
     model = load_variant(runner, repository, variant, device)
-    measured |= {"load_seconds": time.perf_counter() - started, "rows": []}
+    measured |= {"load_seconds": time.perf_counter() - started, "chosen": list(said), "rows": []}
     for count in ROW_COUNTS:
         first = [timed(model, inputs, count)[0] for _ in range(WARM_UP_CALLS)]
         calls = [timed(model, inputs, count) for _ in range(TIMED_CALLS)]

@@ -198,9 +198,14 @@ def _published_per_minute(cases: Sequence[Case]) -> float:
 
 
 @app.command()
-def gpu(requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.", min=3 * AT_ONCE)] = 240) -> None:
+def gpu(
+    requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.", min=3 * AT_ONCE)] = 240,
+    call_ms: Annotated[float, typer.Option(help="Of a UNet call; the goals are for this one.")] = CALL_SECONDS * 1e3,
+    row_ms: Annotated[float, typer.Option(help="Of each of its rows.")] = ROW_SECONDS * 1e3,
+) -> None:
     """A simulated GPU: what the orchestrator adds, and a small request beside a very large one."""
-    seconds = {"unet": (CALL_SECONDS, ROW_SECONDS), "vae_decoder": (DECODE_SECONDS, 0.0)}
+    call_seconds, row_seconds = call_ms / 1e3, row_ms / 1e3
+    seconds = {"unet": (call_seconds, row_seconds), "vae_decoder": (DECODE_SECONDS, 0.0)}
     repository = simulated_repository(RESULTS / "simulated_repository", seconds)
     with Report("load_gpu", RESULTS) as report:
         with running_service(repository) as service:
@@ -209,10 +214,10 @@ def gpu(requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.", m
             answers, taken = run_all(service, [ONE] * requests, AT_ONCE, "equal requests")
             after = service.unet_counts()
             rows_each = (after[0] - rows) / requests
-            bound = 1 / (rows_each / MAX_BATCH_SIZE * (CALL_SECONDS + MAX_BATCH_SIZE * ROW_SECONDS))
+            bound = 1 / (rows_each / MAX_BATCH_SIZE * (call_seconds + MAX_BATCH_SIZE * row_seconds))
             reached, busy_share = steady_rate(answers, AT_ONCE), (after[2] - busy) / taken
             report.show(
-                f"simulation, a UNet call takes {CALL_SECONDS * 1e3:.0f} ms + {ROW_SECONDS * 1e3:.0f} ms a row, "
+                f"simulation, a UNet call takes {call_ms:g} ms + {row_ms:g} ms a row, "
                 f"a decoding {DECODE_SECONDS * 1e3:.0f} ms: "
                 f"{reached:.2f} pictures/s of {rows_each:.0f} rows, {AT_ONCE} at once, bound {bound:.2f}, "
                 f"{(after[0] - rows) / (after[1] - calls):.1f} rows a call, the UNet busy {busy_share:.0%} of the time"

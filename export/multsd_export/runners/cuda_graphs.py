@@ -25,8 +25,7 @@ AGREEMENT = (
 )
 CLEARLY = 0.9  # of the seconds: less is noise, for which no picture should change its last bits
 FORMATS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels last"}
-# Networks that load at the same time measure one after the other: they share a GPU, and its memory.
-LOCK = Path(tempfile.gettempdir()) / f"multsd-measures-{os.getuid()}.lock"
+LOCK = f"multsd-measures-{os.getuid()}.lock"  # in the folder for temporary files
 
 
 class CudaGraphs:
@@ -104,10 +103,14 @@ def fastest(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """While no other network measures; where no lock can be written they may."""
+    """While no other network of this container measures; where no lock can be written they may.
+
+    Networks that load at the same time share a GPU, and its memory.
+    """
     with ExitStack() as held:
         with suppress(OSError):
-            fcntl.flock(held.enter_context(LOCK.open("w")), fcntl.LOCK_EX)
+            lock = held.enter_context(Path(tempfile.gettempdir(), LOCK).open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -28,7 +28,7 @@ else:
 
 WEIGHTS = "weights"  # folder beside this file
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-HIGHEST = {"input_ids": 256, "timestep": 1000, "time_ids": 2048}  # of inputs that are integers; others are normal
+BELOW = {"timestep": 1000, "time_ids": 2048}  # of inputs whose values are integers; others are normal
 EXECUTIONS = ("eager", "cuda-graphs", "compile", "measured")
 
 
@@ -58,7 +58,7 @@ class TritonPythonModel:
         return {name: each.cpu().numpy() for name, each in zip(self.model.outputs, outputs, strict=True)}
 
 
-def load_module(model: Model, device: torch.device) -> torch.nn.Module:
+def load_module(model: Model, device: torch.device) -> modules.Wrapper:
     """The network in its precision, on its device, convolutions in the memory format that the parameters say."""
     wrapper = modules.WRAPPERS[model.parameters["module"]]
     loaded = modules.read_model(wrapper.model_class, model.folder / WEIGHTS, DTYPES[model.parameters["precision"]])
@@ -68,7 +68,7 @@ def load_module(model: Model, device: torch.device) -> torch.nn.Module:
     return module
 
 
-def make_forward(module: torch.nn.Module, model: Model, device: torch.device) -> Forward:
+def make_forward(module: modules.Wrapper, model: Model, device: torch.device) -> Forward:
     """The network as a function: called as it is, replayed from CUDA graphs, compiled, or what of the first two is
     measured to be faster, in either memory format.
 
@@ -80,19 +80,18 @@ def make_forward(module: torch.nn.Module, model: Model, device: torch.device) ->
     if execution == "compile":
         return torch.compile(module, dynamic=True)
     if execution == "cuda-graphs":
-        return capture_all(module, draw_inputs(model, device, seed=0))
+        return capture_all(module, draw_inputs(module, model, device, seed=0))
     if execution == "measured":
-        name = model.folder.parent.name
 
         def tell(line: str) -> None:
-            pb_utils.Logger.log_info(f"{name}: {line}")
+            pb_utils.Logger.log_info(f"{model.name}: {line}")
 
-        largest, others = (draw_inputs(model, device, seed=seed) for seed in (0, 1))
+        largest, others = (draw_inputs(module, model, device, seed=seed) for seed in (0, 1))
         return fastest(module, largest, others, tell)
     return module
 
 
-def draw_inputs(model: Model, device: torch.device, *, seed: int) -> list[Tensor]:
+def draw_inputs(module: modules.Wrapper, model: Model, device: torch.device, *, seed: int) -> list[Tensor]:
     """Inputs like those that come, of as many rows as the model takes.
 
     Raises ValueError where their shapes are not static.
@@ -103,9 +102,11 @@ def draw_inputs(model: Model, device: torch.device, *, seed: int) -> list[Tensor
         if any(dim < 0 for dim in shape):
             raise ValueError(f"execution: CUDA graphs need static shapes, {name} has {list(shape)}.")
         size = (model.max_rows, *shape)
-        if name in HIGHEST:
-            drawn = torch.randint(HIGHEST[name], size, generator=generator)
-            inputs.append(drawn.to(device, torch.int32 if name == "input_ids" else torch.float32))
+        if name == "input_ids":  # one that a vocabulary lacks would end the GPU's context, and with it the process
+            drawn = torch.randint(module.model.config.vocab_size, size, generator=generator, dtype=torch.int32)
+        elif name in BELOW:
+            drawn = torch.randint(BELOW[name], size, generator=generator).float()
         else:
-            inputs.append(torch.randn(size, generator=generator).to(device))
+            drawn = torch.randn(size, generator=generator)
+        inputs.append(drawn.to(device))
     return inputs

@@ -19,6 +19,7 @@ from rows import InvalidInputError, Run, Tensors, run_requests
 class Model:
     """A model as its configuration describes it."""
 
+    name: str
     folder: Path  # of its version
     inputs: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]  # of a row of each input, as the network gets it; -1: any
@@ -37,6 +38,7 @@ def read_model(args: Mapping[str, str]) -> Model:
     """From the arguments of `initialize`."""
     config = json.loads(args["model_config"])
     return Model(
+        name=args["model_name"],
         folder=Path(args["model_repository"]) / args["model_version"],
         inputs=tuple(tensor["name"] for tensor in config["input"]),
         shapes=tuple(_row_shape(tensor) for tensor in config["input"]),

@@ -53,7 +53,7 @@ FAILURES = {
 }
 
 CANCELLED_EVERY = 0.25  # seconds between looks whether the client has gone, each a message to Triton and back
-ASIDE_SECONDS = 0.003  # until Triton is told what was counted: less than a call of the UNet takes on any GPU
+ASIDE_SECONDS = 0.003  # until Triton is told what was counted: less than most calls of a UNet take
 MOST_CALLS = 32  # of a text encoder or the VAE at a time
 SPARE_CALLS = 8  # of the UNet, beside those that are made at a time: so many may be left behind without an answer
 # Triton's words for a call that was in its own queue for too long: a network that is stuck. Not by the code,

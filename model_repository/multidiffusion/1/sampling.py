@@ -29,7 +29,7 @@ from conditioning import Conditioning
 from row_plan import CANVAS, Regions, Row, make_plan, row_weight
 
 Scheduler = Any  # diffusers' schedulers share methods, not a class
-KEPT_ROWS = 32  # of a canvas, with their embeddings: two calls of the UNet, 22 MB of Stable Diffusion XL's
+KEPT_ROWS = 32  # of a canvas, with embeddings and weights: two calls of the UNet, 25 MB with Stable Diffusion XL
 
 
 @dataclass(frozen=True)

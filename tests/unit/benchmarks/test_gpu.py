@@ -76,3 +76,16 @@ def test_pictures_that_differ_are_named_and_so_are_those_that_are_no_numbers() -
     rows = [{"case": str(apart), "latents_apart": apart, "latents_limit": 0.05} for apart in (0.01, 0.5, float("nan"))]
     found = gpu_run.too_far_apart({"subjects": {"sd2": {"cases": rows}}})
     assert found == ["sd2, 0.5 (0.5, limit 0.05)", "sd2, nan (nan, limit 0.05)"]
+
+
+def test_what_the_runners_chose_is_read_from_tritons_log(tmp_path: Path) -> None:
+    log = tmp_path / "triton.log"
+    before = "I1127 19:26:52.557975 29627"
+    replayed = "unet: channels last, CUDA graphs for 16 of 16 numbers of rows; 1 row replayed in 9.1 ms, eager in 55.0"
+    eager = "text_encoder_2: eager, without CUDA graphs: OutOfMemoryError: 2 GiB"
+    log.write_text(
+        f'{before} model.py:86] "{replayed}"\n'
+        f"{before} model_lifecycle.cc:839] \"successfully loaded 'unet'\"\n"
+        f'{before} model.py:86] "{eager}"\n'
+    )
+    assert gpu_run.chosen_ways(log) == [replayed, eager]

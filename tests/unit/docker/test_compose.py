@@ -134,7 +134,8 @@ def test_a_second_triton_differs_in_its_cuda_graphs_alone(triton_help: str) -> N
     assert set(own) == {*command.words(), f"--model-config-name={CUDA_GRAPHS}"}
     assert own[0] == "tritonserver"
     assert "--model-config-name <" in triton_help
-    apart = ("command", "profiles", "restart")
+    assert CPU["services"]["triton-graphs"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
+    apart = ("command", "depends_on", "profiles", "restart")
     for document in (CPU, GPU, TORCH):
         first, second = (dict(document["services"][name]) for name in ("triton", "triton-graphs"))
         for name in apart:

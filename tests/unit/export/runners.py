@@ -86,6 +86,7 @@ def loaded(runner: Runner | None) -> Iterator[Any]:
 def arguments(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Of `initialize`, for version 1 of a model below `folder`, on a processor."""
     return {
+        "model_name": folder.name,
         "model_config": json.dumps(config),
         "model_repository": str(folder),
         "model_version": "1",

@@ -6,6 +6,7 @@ The graphs are those of `cuda_stand_in`; that nothing in a network leaves the GP
 import fcntl
 import itertools
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cuda_graphs
 from multsd_export.checkpoint import read_checkpoint
+from multsd_export.modules import Wrapper, read_model
 from multsd_export.networks import networks_of
 from multsd_export.profiles import STATIC
 from tests.small_checkpoints import STRUCTURES
@@ -188,7 +190,7 @@ def test_the_network_is_channels_last_where_that_is_clearly_faster(
 @pytest.mark.usefixtures("clock")
 def test_networks_that_load_at_the_same_time_measure_one_after_the_other() -> None:
     told = list[str]()
-    with cuda_graphs.LOCK.open("w") as lock:
+    with Path(tempfile.gettempdir(), cuda_graphs.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         loading = Thread(target=cuda_graphs.fastest, args=(Network().eval(), draw(0), draw(1), told.append))
         loading.start()
@@ -204,7 +206,7 @@ def test_networks_that_load_at_the_same_time_measure_one_after_the_other() -> No
 def test_where_no_lock_can_be_written_a_network_loads_all_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "LOCK", tmp_path / "missing" / "lock")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     told = list[str]()
     cuda_graphs.fastest(Network().eval(), draw(0), draw(1), told.append)
     assert "CUDA graphs for 4 of 4" in told[0]
@@ -286,13 +288,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def as_served(wrapper: type[Wrapper], folder: Path) -> nn.Module:
+    """As the runner loads it: with the libraries' own choice of attention."""
+    return wrapper(read_model(wrapper.model_class, folder, torch.float16)).eval()
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_nothing_in_a_network_that_is_captured_leaves_its_device(structure: str, small_checkpoints: Path) -> None:
     """A copy to or from the processor cannot be captured, and reading a tensor fails on the meta device by itself."""
-    networks = [each for each in networks_of(read_checkpoint(small_checkpoints / structure)) if each.name in STATIC]
+    checkpoint = read_checkpoint(small_checkpoints / structure)
+    networks = [each for each in networks_of(checkpoint) if each.name in STATIC]
     assert networks
     for network in networks:
-        module = network.load(torch.float16).to("meta")
+        module = as_served(network.wrapper, checkpoint.path / network.component).to("meta")
         inputs = [tensor.to("meta") for tensor in next(network.draw(torch.Generator().manual_seed(0)))]
         with torch.no_grad(), Watch() as watch:
             module(*inputs)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,12 @@ def answer(model: Any, inputs: tuple[torch.Tensor, ...]) -> list[Any]:
     return [tensor.array for tensor in response.output_tensors]
 
 
+def drawn(runner: Any, options: Options, model: Any, *, seed: int) -> Any:
+    """What the runner measures a network with."""
+    (network,) = (each for each in networks_of(read_checkpoint(options.checkpoint)) if each.name == model.model.name)
+    return runner.draw_inputs(network.load(torch.float32), model.model, torch.device("cpu"), seed=seed)
+
+
 def test_a_network_is_its_weights_the_runner_and_what_the_runner_imports(options: Options) -> None:
     for name in SDXL:
         folder = options.output / name / "1"
@@ -145,7 +152,7 @@ def test_every_number_of_rows_is_captured_and_nothing_of_a_request_is_left_in_th
     options: Options, runner: Any
 ) -> None:
     plain, changed = served(runner, options, "unet"), served(runner, options, "unet", execution="cuda-graphs")
-    full = runner.draw_inputs(changed.model, torch.device("cpu"), seed=2)
+    full = drawn(runner, options, changed, seed=2)
     most = config_of(options, "unet").max_batch_size
     assert len(full[0]) == most
     before: list[Any] = []
@@ -169,9 +176,32 @@ def test_what_is_measured_to_be_faster_is_told_and_gives_the_same(
     (line,) = told
     assert line.startswith(f"{name}: ")
     assert f"of {config_of(options, name).max_batch_size} numbers of rows" in line
-    inputs = tuple(tensor[:3] for tensor in runner.draw_inputs(changed.model, torch.device("cpu"), seed=5))
+    inputs = tuple(tensor[:3] for tensor in drawn(runner, options, changed, seed=5))
     for have, want in zip(answer(changed, inputs), answer(plain, inputs), strict=True):
         assert relative_error(have, want) < 1e-5
+
+
+def test_networks_are_measured_with_inputs_like_those_that_come(options: Options, runner: Any) -> None:
+    """A token that is not in the vocabulary would end a GPU's context."""
+    encoder = served(runner, options, "text_encoder")
+    for size in (29, 516):  # the demo checkpoint's vocabulary is small
+        module = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=size)))
+        (ids,) = runner.draw_inputs(module, encoder.model, torch.device("cpu"), seed=0)
+        assert ids.dtype == torch.int32
+        assert (int(ids.min()), int(ids.max())) == (0, size - 1)
+    unet = served(runner, options, "unet")
+    one, other = (dict(zip(unet.model.inputs, drawn(runner, options, unet, seed=seed), strict=True)) for seed in (0, 1))
+    assert {name: tuple(tensor.shape[1:]) for name, tensor in one.items()} == {
+        "sample": (4, WINDOW, WINDOW),
+        "timestep": (),
+        "encoder_hidden_states": (77, 40),
+        "text_embeds": (20,),
+        "time_ids": (6,),
+    }
+    for name, tensor in one.items():
+        assert tensor.dtype == torch.float32
+        assert (tensor - other[name]).abs().mean() > 0.1, "a value that a graph has kept would not show"
+    assert one["timestep"].max() > 500
 
 
 def test_graphs_of_a_network_with_sizes_of_any_kind_are_refused(options: Options, runner: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -165,16 +166,50 @@ class ForgetsTheFirst(DoublingServer):
 
 def consistency(server: Server, *, every_size: bool) -> Check:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(NETWORK, REFERENCE, server, BATCH, cuda_graphs=every_size, every_size=every_size)
+    served = Served(NETWORK, REFERENCE, server, BATCH, every_size=every_size)
     (check,) = (each for each in verify_network(served, [rows])[0] if each.name == CONSISTENT)
     return check
 
 
-def test_with_cuda_graphs_every_batch_size_is_asked_for_its_previous_result() -> None:
+def test_where_there_may_be_cuda_graphs_every_batch_size_is_asked_for_its_previous_result() -> None:
     check = consistency(StaleGraphOfThreeRows(), every_size=True)
-    assert (check.subject, check.passed) == ("network, CUDA graphs", False)
+    assert (check.subject, check.passed) == ("network", False)
     assert check.detail == "B is answered with A's result (batch of 3)"
     assert consistency(DoublingServer(), every_size=True).passed
+    assert consistency(StaleGraphOfThreeRows(), every_size=False).passed, "three is neither the least nor the most"
+
+
+@pytest.mark.parametrize(
+    ("execution", "graphs", "every_size"),
+    [(None, False, False), ("eager", False, False), ("cuda-graphs", True, True), ("measured", False, True)],
+)
+def test_what_a_server_does_with_cuda_graphs_is_read_from_its_configuration(
+    execution: str | None, graphs: bool, every_size: bool
+) -> None:
+    config = model_config_pb2.ModelConfig(name="unet")
+    if execution:
+        config.parameters["execution"].string_value = execution
+
+    class Configured(Server):
+        def __init__(self) -> None:
+            """No connection."""
+
+        def _config(self, model: str) -> Any:
+            assert model == "unet"
+            return config
+
+    assert run._cuda_graphs(Configured(), "unet") == (graphs, every_size)
+
+
+def test_a_server_whose_configuration_is_closed_is_not_known_to_have_any() -> None:
+    class Closed(Server):
+        def __init__(self) -> None:
+            """No connection."""
+
+        def _config(self, model: str) -> Any:
+            raise ServerError(f"{model}: closed")
+
+    assert run._cuda_graphs(Closed(), "unet") == (False, False)
 
 
 def test_a_is_asked_once_more_after_everything_else() -> None:

@@ -341,7 +341,7 @@ def test_texts_of_a_deterministic_deployment_are_encoded_one_by_one() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_counted_is_told_triton_in_order_together_and_before_the_answer(
+def test_what_is_counted_is_told_triton_in_order_and_all_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
@@ -350,6 +350,14 @@ def test_what_is_counted_is_told_triton_in_order_together_and_before_the_answer(
             monkeypatch.setattr(triton.Logger, "log_error", logged.append)
             told: list[float] = []
             aside = module.Aside()
+            batches: list[int] = []
+            make = aside._make
+
+            def counted(calls: Any) -> None:
+                batches.append(len(calls))
+                make(calls)
+
+            monkeypatch.setattr(aside, "_make", counted)
 
             def failing(value: float) -> None:
                 raise RuntimeError(f"no {value:g}")
@@ -362,6 +370,7 @@ def test_what_is_counted_is_told_triton_in_order_together_and_before_the_answer(
             await aside.done()
             assert told == [1.0, 2.0, 4.0]
             assert logged == ["metrics: RuntimeError: no 3"]
+            assert batches == [4]
 
     asyncio.run(scenario())
 
