@@ -208,7 +208,7 @@ def _torch(model: str, device: Device, batching: str) -> str:
     """A network's torch module. On a GPU it runs as is fastest there; a VAE's pictures have too many sizes for that."""
     gpu = device is Device.GPU
     group = "kind: KIND_GPU count: 1 gpus: 0" if gpu else "kind: KIND_CPU count: 1"
-    execution = "measured" if gpu and model in STATIC else "eager"
+    execution = "autotune" if gpu and model in STATIC else "eager"
     return f"""
         backend: "python"
         instance_group {{ {group} }}

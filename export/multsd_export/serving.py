@@ -53,7 +53,7 @@ def replays_cuda_graphs(config: ModelConfig) -> bool:
 
 def may_replay_cuda_graphs(config: ModelConfig) -> bool:
     """Whether they are, or would be where that was measured to be faster."""
-    return replays_cuda_graphs(config) or _execution(config) == "measured"
+    return replays_cuda_graphs(config) or _execution(config) == "autotune"
 
 
 def _execution(config: ModelConfig) -> str:

@@ -20,12 +20,11 @@ from torch import Tensor
 Forward = Callable[..., Any]  # tensors of B rows -> a tensor of B rows or a tuple of them
 
 TIMED_CALLS = 2  # of which the faster one counts
-AGREEMENT = (
-    5e-3  # relative; a replay has eager's kernels, and two kernels for one thing differ by 1e-3 in half precision
-)
-CLEARLY = 0.9  # of the seconds: less is noise, for which no picture should change its last bits
+# Relative, of a replay from eager: it has eager's kernels, and two for one thing differ by 1e-3 in half precision.
+TOLERANCE = 5e-3
+MARGIN = 0.9  # of the seconds: less is noise, for which no picture should change its last bits
 FORMATS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels last"}
-LOCK = f"multsd-measures-{os.getuid()}.lock"  # in the folder for temporary files
+LOCK = f"multsd-autotune-{os.getuid()}.lock"  # in the folder for temporary files
 
 
 class CudaGraphs:
@@ -77,7 +76,7 @@ def capture_all(forward: Forward, largest: Sequence[Tensor]) -> CudaGraphs:
 
 
 @torch.no_grad()
-def fastest(
+def autotune(
     module: torch.nn.Module, largest: Sequence[Tensor], others: Sequence[Tensor], tell: Callable[[str], None]
 ) -> Forward:
     """The fastest way to run a network on this GPU: its memory format, and for each number of rows replayed or eager.
@@ -124,7 +123,7 @@ def _free_memory() -> None:
 def _measure(
     module: torch.nn.Module, largest: Sequence[Tensor], others: Sequence[Tensor], tell: Callable[[str], None]
 ) -> Forward:
-    """What `fastest` chooses. Raises whatever goes wrong."""
+    """What `autotune` chooses. Raises whatever goes wrong."""
     started = time.perf_counter()
     CudaGraphs(module, [tensor[:1] for tensor in largest]).capture(1)  # what fails here leaves little memory behind
     memory_format = _choose_format(module, largest)
@@ -134,11 +133,11 @@ def _measure(
     for rows in range(len(largest[0]), 0, -1):
         inputs = [tensor[:rows] for tensor in others]
         apart = _distance(graphs(*inputs), module(*inputs))
-        if not apart <= AGREEMENT:  # nor is "not a number" near
+        if not apart <= TOLERANCE:  # nor is "not a number" near
             raise RuntimeError(f"what was replayed for {rows} rows is {apart:.2g} from eager, relative")
         replayed, eager = _seconds(graphs, inputs), _seconds(module, inputs)
         seconds[rows] = replayed, eager
-        forwards[rows] = module if eager < CLEARLY * replayed else graphs
+        forwards[rows] = module if eager < MARGIN * replayed else graphs
     taken = time.perf_counter() - started
     tell(_describe(memory_format, seconds, sum(each is graphs for each in forwards.values()), taken))
 
@@ -159,7 +158,7 @@ def _choose_format(module: torch.nn.Module, largest: Sequence[Tensor]) -> torch.
     try:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         last = _seconds_replayed(module, largest)
-        if sum(one / other for one, other in zip(last, usual, strict=True)) < CLEARLY * len(usual):
+        if sum(one / other for one, other in zip(last, usual, strict=True)) < MARGIN * len(usual):
             return torch.channels_last
     except RuntimeError:  # for want of memory, or of a kernel: the other format can do without
         _free_memory()

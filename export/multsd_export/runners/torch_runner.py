@@ -17,7 +17,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
-from cuda_graphs import Forward, capture_all, fastest
+from cuda_graphs import Forward, autotune, capture_all
 from rows import Tensors
 from triton_requests import Model, answer, read_model
 
@@ -29,7 +29,7 @@ else:
 WEIGHTS = "weights"  # folder beside this file
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BELOW = {"timestep": 1000, "time_ids": 2048}  # of inputs whose values are integers; others are normal
-EXECUTIONS = ("eager", "cuda-graphs", "compile", "measured")
+EXECUTIONS = ("eager", "cuda-graphs", "compile", "autotune")
 
 
 class TritonPythonModel:
@@ -81,13 +81,13 @@ def make_forward(module: modules.Wrapper, model: Model, device: torch.device) ->
         return torch.compile(module, dynamic=True)
     if execution == "cuda-graphs":
         return capture_all(module, draw_inputs(module, model, device, seed=0))
-    if execution == "measured":
+    if execution == "autotune":
 
         def tell(line: str) -> None:
             pb_utils.Logger.log_info(f"{model.name}: {line}")
 
         largest, others = (draw_inputs(module, model, device, seed=seed) for seed in (0, 1))
-        return fastest(module, largest, others, tell)
+        return autotune(module, largest, others, tell)
     return module
 
 

@@ -79,6 +79,14 @@ def draw(seed: int) -> list[Tensor]:
     return [torch.randn(ROWS, 3, 5, 5, generator=torch.Generator().manual_seed(seed))]
 
 
+def tuned(network: Network) -> tuple[cuda_graphs.Forward, str]:
+    """How the network runs, and what was told of it."""
+    told: list[str] = []
+    forward = cuda_graphs.autotune(network, draw(0), draw(1), told.append)
+    (line,) = told
+    return forward, line
+
+
 def formats_of(network: Network) -> set[torch.memory_format]:
     weight = network.convolution.weight
     return {each for each in cuda_graphs.FORMATS if weight.is_contiguous(memory_format=each)}
@@ -132,15 +140,14 @@ def test_captures_keep_nothing_for_a_backward_pass() -> None:
 @on_the_processor
 def test_each_number_of_rows_runs_as_is_faster(clock: dict[int, float]) -> None:
     clock |= {3: 2 * EAGER, 4: 2 * EAGER}
-    network, told = Network().eval(), list[str]()
-    forward = cuda_graphs.fastest(network, draw(0), draw(1), told.append)
+    network = Network().eval()
+    forward, line = tuned(network)
     for rows, calls in ((1, 0), (2, 0), (3, 1), (4, 1), (2, 0)):
         inputs, before = [tensor[:rows] for tensor in draw(rows)], network.calls
         with torch.no_grad():
             result = forward(*inputs)
             assert network.calls - before == calls
             assert torch.equal(result, network(*inputs))
-    (line,) = told
     assert "CUDA graphs for 2 of 4 numbers of rows" in line
     assert "1 row replayed in 500.0 ms, eager in 1000.0; 4 rows replayed in 2000.0 ms, eager in 1000.0" in line
     assert re.search(r"; measured in \d+\.\d s$", line)
@@ -149,9 +156,7 @@ def test_each_number_of_rows_runs_as_is_faster(clock: dict[int, float]) -> None:
 @on_the_processor
 def test_eager_that_is_hardly_faster_is_not_taken(clock: dict[int, float]) -> None:
     clock |= {2: 1.05 * EAGER}
-    network, told = Network().eval(), list[str]()
-    cuda_graphs.fastest(network, draw(0), draw(1), told.append)
-    assert "CUDA graphs for 4 of 4" in told[0]
+    assert "CUDA graphs for 4 of 4" in tuned(Network().eval())[1]
 
 
 @on_the_processor
@@ -177,11 +182,11 @@ def test_the_network_is_channels_last_where_that_is_clearly_faster(
             raise seconds
         return seconds
 
-    network, told = Network().eval(), list[str]()
+    network = Network().eval()
     monkeypatch.setattr(cuda_graphs, "_seconds_replayed", replayed)
-    forward = cuda_graphs.fastest(network, draw(0), draw(1), told.append)
+    forward, line = tuned(network)
     assert formats_of(network) == {chosen}
-    assert told[0].startswith(f"{cuda_graphs.FORMATS[chosen]}, CUDA graphs for 4 of 4")
+    assert line.startswith(f"{cuda_graphs.FORMATS[chosen]}, CUDA graphs for 4 of 4")
     with torch.no_grad():
         assert torch.allclose(forward(*draw(2)), network(*draw(2)))
 
@@ -192,7 +197,7 @@ def test_networks_that_load_at_the_same_time_measure_one_after_the_other() -> No
     told = list[str]()
     with Path(tempfile.gettempdir(), cuda_graphs.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        loading = Thread(target=cuda_graphs.fastest, args=(Network().eval(), draw(0), draw(1), told.append))
+        loading = Thread(target=cuda_graphs.autotune, args=(Network().eval(), draw(0), draw(1), told.append))
         loading.start()
         loading.join(0.2)
         assert loading.is_alive()
@@ -207,9 +212,7 @@ def test_where_no_lock_can_be_written_a_network_loads_all_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    told = list[str]()
-    cuda_graphs.fastest(Network().eval(), draw(0), draw(1), told.append)
-    assert "CUDA graphs for 4 of 4" in told[0]
+    assert "CUDA graphs for 4 of 4" in tuned(Network().eval())[1]
 
 
 @on_the_processor
@@ -229,9 +232,7 @@ def test_all_graphs_are_captured_before_any_is_compared(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(cuda_graphs.CudaGraphs, "capture", noted)
     monkeypatch.setattr(cuda_graphs, "_distance", compared)
-    network, told = Network().eval(), list[str]()
-    cuda_graphs.fastest(network, draw(0), draw(1), told.append)
-    assert "CUDA graphs for 4 of 4" in told[0]
+    assert "CUDA graphs for 4 of 4" in tuned(Network().eval())[1]
 
 
 @on_the_processor
@@ -244,11 +245,11 @@ def test_all_graphs_are_captured_before_any_is_compared(monkeypatch: pytest.Monk
     ],
 )
 def test_whatever_goes_wrong_with_a_graph_the_network_stays_eager(kind: type[Network], reason: str) -> None:
-    network, told = kind().eval(), list[str]()
+    network = kind().eval()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert cuda_graphs.fastest(network, draw(0), draw(1), told.append) is network
+    forward, line = tuned(network)
+    assert forward is network
     assert formats_of(network) == {torch.contiguous_format}
-    (line,) = told
     assert line.startswith("eager, without CUDA graphs: ")
     assert reason in line
 
@@ -257,10 +258,11 @@ def test_whatever_goes_wrong_with_a_graph_the_network_stays_eager(kind: type[Net
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("kind", [Network, LaterWrong])
 def test_a_replay_that_is_not_a_number_is_not_taken(kind: type[Network]) -> None:
-    network, told = kind().eval(), list[str]()
+    network = kind().eval()
     nn.init.constant_(network.convolution.weight, float("nan"))
-    assert cuda_graphs.fastest(network, draw(0), draw(1), told.append) is network
-    assert "nan from eager" in told[0]
+    forward, line = tuned(network)
+    assert forward is network
+    assert "nan from eager" in line
 
 
 @on_the_processor

@@ -137,7 +137,7 @@ def test_half_precision_is_near_full_and_its_outputs_are_full(options: Options, 
 
 @pytest.mark.usefixtures("cuda_graphs_on_the_processor")
 @pytest.mark.parametrize(
-    "changes", [{"execution": "cuda-graphs"}, {"channels_last": "true"}, {"execution": "measured"}]
+    "changes", [{"execution": "cuda-graphs"}, {"channels_last": "true"}, {"execution": "autotune"}]
 )
 def test_every_way_to_run_gives_the_same_result(options: Options, runner: Any, changes: dict[str, str]) -> None:
     plain, changed = served(runner, options, "unet"), served(runner, options, "unet", **changes)
@@ -172,7 +172,7 @@ def test_what_is_measured_to_be_faster_is_told_and_gives_the_same(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(runner.pb_utils.Logger, "log_info", told.append)
-    plain, changed = served(runner, options, name), served(runner, options, name, execution="measured")
+    plain, changed = served(runner, options, name), served(runner, options, name, execution="autotune")
     (line,) = told
     assert line.startswith(f"{name}: ")
     assert f"of {config_of(options, name).max_batch_size} numbers of rows" in line
@@ -210,7 +210,7 @@ def test_graphs_of_a_network_with_sizes_of_any_kind_are_refused(options: Options
 
 
 def test_an_unknown_way_to_run_is_named(options: Options, runner: Any) -> None:
-    with pytest.raises(ValueError, match="expected one of eager, cuda-graphs, compile, measured, found 'faster'"):
+    with pytest.raises(ValueError, match="expected one of eager, cuda-graphs, compile, autotune, found 'faster'"):
         served(runner, options, "unet", execution="faster")
 
 
@@ -220,7 +220,7 @@ def test_a_gpus_networks_are_in_half_precision_on_the_first_gpu(on_gpu: Options)
         config = config_of(on_gpu, name)
         assert [(group.kind, group.count, list(group.gpus)) for group in config.instance_group] == [(gpu, 1, [0])]
         assert parameters(config)["precision"] == ("fp32" if "vae" in name else "fp16"), "SDXL's VAE overflows"
-        assert parameters(config)["execution"] == ("eager" if "vae" in name else "measured")
+        assert parameters(config)["execution"] == ("eager" if "vae" in name else "autotune")
         assert config.dynamic_batching.default_queue_policy.max_queue_size > 0
         assert [warmup.batch_size for warmup in config.model_warmup] == sorted({1, config.max_batch_size})
     manifest = read_manifest(on_gpu.output) or {}

@@ -181,7 +181,7 @@ def test_where_there_may_be_cuda_graphs_every_batch_size_is_asked_for_its_previo
 
 @pytest.mark.parametrize(
     ("execution", "graphs", "every_size"),
-    [(None, False, False), ("eager", False, False), ("cuda-graphs", True, True), ("measured", False, True)],
+    [(None, False, False), ("eager", False, False), ("cuda-graphs", True, True), ("autotune", False, True)],
 )
 def test_what_a_server_does_with_cuda_graphs_is_read_from_its_configuration(
     execution: str | None, graphs: bool, every_size: bool

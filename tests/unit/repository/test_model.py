@@ -378,11 +378,10 @@ def test_what_is_counted_is_told_triton_in_order_and_all_together(
 def test_what_is_counted_is_told_triton_without_anybody_waiting() -> None:
     async def scenario() -> None:
         with serving() as (_, module, _triton):
-            aside, told = module.Aside(), asyncio.Event()
-            loop = asyncio.get_running_loop()
-            for _ in range(2):  # again after the first
-                aside.call(lambda _: loop.call_soon_threadsafe(told.set), 1.0)
-                await asyncio.wait_for(told.wait(), SOON)
-                told.clear()
+            aside, told = module.Aside(), list[float]()
+            for value in (1.0, 2.0):  # again after the first
+                aside.call(told.append, value)
+                await until(lambda: len(told) == value)  # noqa: B023 - waited for here
+            assert told == [1.0, 2.0]
 
     asyncio.run(scenario())
