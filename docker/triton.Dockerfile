@@ -35,10 +35,13 @@ USER 1000:1000
 EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
   CMD ["python3", "/opt/multsd/probe.py", "ready"]
-# The base image's entry point stays: it checks the driver, and runs this. HTTP is for the probes alone.
+# The base image's entry point stays: it checks the driver, and runs this. HTTP is for the probes alone. Exported
+# configurations are complete: to look for what they lack, Triton would read every engine and start every Python model
+# one time more.
 CMD ["tritonserver", \
      "--model-repository=/models/repository", \
      "--model-control-mode=none", \
+     "--disable-auto-complete-config", \
      "--exit-on-error=true", \
      "--strict-readiness=true", \
      "--exit-timeout-secs=330", \

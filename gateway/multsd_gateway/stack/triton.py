@@ -111,6 +111,7 @@ def triton_command(
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=none",
+        "--disable-auto-complete-config",  # they are complete; it would start every model's process twice
         "--allow-gpu-metrics=false",
         f"--backend-config=python,shm-region-prefix-name={shared_memory}",
         f"--exit-timeout-secs={EXIT_SECONDS}",

@@ -26,6 +26,7 @@ DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETTINGS = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
 COMMANDS = {"multsd-export": export_app, "multsd-gateway": gateway_app}
+NEWER_FLAGS = {"--grpc-max-response-pool-size"}  # than the development wheel's Triton
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ def documents(path: Path) -> list[dict[str, Any]]:
 def program(name: str) -> str | None:
     """Where a program lies: beside this Python, or on PATH."""
     return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def is_triton_flag(word: str, triton_help: str) -> bool:
+    """Whether Triton's help lists the flag, with a value or without as it is written here."""
+    flag, equals, _ = word.partition("=")
+    return flag in NEWER_FLAGS or f"\n  {flag}{' <' if equals else chr(10)}" in triton_help
 
 
 def check_command(name: str, words: list[str]) -> None:

@@ -21,6 +21,7 @@ from tests.unit.docker.files import (
     Instruction,
     arguments,
     check_command,
+    is_triton_flag,
     last,
     program,
     stages,
@@ -31,7 +32,6 @@ STAGES = [
     for dockerfile in DOCKERFILES
     for number, stage in enumerate(stages(dockerfile))
 ]
-IMAGE_TRITON_ONLY = {"--grpc-max-response-pool-size"}  # newer than the wheel's Triton, whose --help is asked here
 
 
 def copied(stage: tuple[Instruction, ...]) -> Iterator[str]:
@@ -173,8 +173,7 @@ def triton_flags() -> list[str]:
 
 def test_every_flag_of_the_server_is_one_of_tritons(triton_help: str) -> None:
     for flag in triton_flags():
-        name = flag.partition("=")[0]
-        assert name in IMAGE_TRITON_ONLY or re.search(rf"^\s*{name} <", triton_help, flags=re.MULTILINE), name
+        assert is_triton_flag(flag, triton_help), flag
 
 
 def test_the_gateways_image_sets_only_settings_that_exist() -> None:

@@ -21,7 +21,18 @@ from multsd_export.onnx_export import form_of
 from multsd_export.profiles import CUDA_GRAPHS, PROFILES, Precision, ProfileName, Served
 from multsd_gateway.app import PATHS
 from multsd_gateway.settings import Settings
-from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, check_command, documents, last, program, stages
+from tests.unit.docker.files import (
+    DOCKER,
+    PYPROJECT,
+    ROOT,
+    SETTINGS,
+    check_command,
+    documents,
+    is_triton_flag,
+    last,
+    program,
+    stages,
+)
 from tests.unit.docker.kustomize import KUBERNETES, OVERLAYS, Object, build, containers, find, pods
 from tests.unit.docker.network import Peer, comes_in, goes_out
 
@@ -269,8 +280,7 @@ def test_triton_starts_as_in_the_image_and_with_flags_that_exist(name: str, trit
     own = [word for word in command.words() if not word.startswith("--model-repository")]
     assert set(own) <= set(words), "what the image sets for everybody"
     for word in words[1:]:
-        flag = word.partition("=")[0]
-        assert flag == "--grpc-max-response-pool-size" or f"  {flag} <" in triton_help, flag
+        assert is_triton_flag(word, triton_help), word
     assert "command" not in triton_pod(name)["containers"][0], "the image's entry point checks the driver"
 
 

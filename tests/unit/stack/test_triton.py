@@ -152,12 +152,18 @@ def test_everything_of_triton_binds_to_loopback(tmp_path: Path) -> None:
         ports=TritonPorts(1, 2, 3),
         shared_memory="mine_",
     )
-    options = dict(option.split("=", 1) for option in command[1:])
+    options = {name: value for name, _, value in (option.partition("=") for option in command[1:])}
     assert command[0].endswith("tritonserver")
     assert {options[f"--{protocol}-address"] for protocol in ("http", "grpc", "metrics")} == {"127.0.0.1"}
     assert [options[f"--{protocol}-port"] for protocol in ("http", "grpc", "metrics")] == ["1", "2", "3"]
     assert options["--model-repository"] == str(tmp_path / "models")
     assert options["--backend-directory"] == str(tmp_path / "backends")
+
+
+def test_no_model_is_started_a_second_time_to_complete_its_configuration(tmp_path: Path) -> None:
+    wheel, ports = wheel_in(tmp_path), TritonPorts()
+    command = triton_command(wheel, repository=tmp_path, backends=tmp_path, ports=ports, shared_memory="mine_")
+    assert "--disable-auto-complete-config" in command
 
 
 def test_stub_finds_the_running_pythons_packages_and_the_wheels_libraries(
