@@ -3,6 +3,7 @@
 What the wheel needs is told in the functions; all of it was found by trying.
 """
 
+import fcntl
 import filecmp
 import importlib.util
 import os
@@ -10,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +82,31 @@ def check_prerequisites() -> None:
 
 
 def assemble_backends(wheel: TritonWheel, folder: Path) -> Path:
-    """A backend directory with the Python backend and the stub of the running Python beside it."""
-    python = folder / "python"
-    stub = python / wheel.stub.name
-    if not (stub.exists() and filecmp.cmp(stub, wheel.stub)):
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        shutil.copytree(wheel.backend, partial / "python", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(wheel.stub, partial / "python")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+    """A backend directory with the Python backend and the stub of the running Python beside it.
+
+    Stacks that start at the same time share one: none takes it away from another.
+    """
+    stub = folder / "python" / wheel.stub.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent):
+        if not (stub.exists() and filecmp.cmp(stub, wheel.stub)):
+            partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+            shutil.copytree(wheel.backend, partial / "python", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy2(wheel.stub, partial / "python")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
     return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the next one waits."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def triton_environment(wheel: TritonWheel) -> dict[str, str]:

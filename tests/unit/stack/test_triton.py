@@ -4,6 +4,8 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -129,6 +131,26 @@ def test_backend_folder_is_made_once(tmp_path: Path) -> None:
     (folder / "python" / "ours").touch()
     assert assemble_backends(wheel, folder) == folder
     assert (folder / "python" / "ours").exists()
+
+
+def test_backend_folder_is_not_taken_from_a_stack_that_starts_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel, copy, copied = wheel_in(tmp_path), shutil.copytree, list[Path]()
+
+    def copy_while_another_starts(source: Path, target: Path, **options: Any) -> Path:
+        copied.append(target)
+        if len(copied) == 1:
+            other.start()
+            other.join(0.2)  # it waits, else it has copied by now
+        return Path(copy(source, target, **options))
+
+    monkeypatch.setattr(shutil, "copytree", copy_while_another_starts)
+    other = Thread(target=assemble_backends, args=(wheel, tmp_path / "backends"))
+    assemble_backends(wheel, tmp_path / "backends")
+    other.join()
+    assert len(copied) == 1
+    assert (tmp_path / "backends" / "python" / STUB).exists()
 
 
 def test_half_made_backend_folder_is_made_again(tmp_path: Path) -> None:
