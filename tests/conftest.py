@@ -7,12 +7,13 @@ from xdist.scheduler import LoadScopeScheduling
 torch.set_num_threads(1)
 
 
-class LoadFolderScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no annotations
-    """Tests of one folder share their fixtures: where tests run in parallel they stay in one process."""
+class LoadSharedScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no annotations
+    """Tests that share fixtures stay in one process: those of a module, and those of a folder of unit tests."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]
+        module = nodeid.partition("::")[0]
+        return module.rpartition("/")[0] if module.startswith("tests/unit/") else module
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFolderScheduling:
-    return LoadFolderScheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSharedScheduling:
+    return LoadSharedScheduling(config, log)

@@ -3,16 +3,18 @@
 Beside it, Tritons of their own for repositories that a test composes.
 """
 
+import os
+import random
 import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from multsd_gateway.settings import Settings
+from multsd_gateway.stack.processes import Child
 from multsd_gateway.stack.settings import StackSettings
 from multsd_gateway.stack.supervisor import Stack, check_repository, running_stack
 from multsd_gateway.stack.triton import start_triton
@@ -20,16 +22,29 @@ from multsd_gateway.stack.waiting import wait_until_ready
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "build" / "model_repository"
-Serve = Callable[[Path, Path], AbstractContextManager[str]]
+
+
+def _own_ports() -> list[int]:
+    """Below those that the kernel gives out; processes of one suite have different ones."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = list(range(10_000 + worker, 32_768, workers))
+    random.shuffle(ports)
+    return ports
+
+
+_ports = _own_ports()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held at once, so they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that nobody listens on and that nobody else is given, so that whoever binds them later can."""
+    found: list[int] = []
+    while len(found) < count:
+        port = _ports.pop()
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def stack_settings(logs: Path, repository: Path = REPOSITORY) -> tuple[StackSettings, Settings]:
@@ -82,26 +97,20 @@ def triton_grpc(stack: Stack, settings: tuple[StackSettings, Settings]) -> str:
     return f"127.0.0.1:{settings[0].triton_grpc_port}"
 
 
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Serve]:
-    """Serves a repository, with its log in a folder; gives host:port of the gRPC endpoint.
+@contextmanager
+def running_triton(settings: StackSettings, log: Path) -> Iterator[Child]:
+    """A Triton of its own, killed at the end: how one stops is tested with `multsd-stack`."""
+    child = start_triton(settings.repository, ports=settings.triton_ports, backends=settings.backends, log=log)
+    try:
+        wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=180)
+        yield child
+    finally:
+        child.stop(0)
 
-    A Triton takes seconds to stop. It does so while the module's next test runs; at the end all have stopped.
-    """
-    stops: list[Future[None]] = []
-    with ThreadPoolExecutor() as executor:
 
-        @contextmanager
-        def served(repository: Path, folder: Path) -> Iterator[str]:
-            settings, _ = stack_settings(folder, repository)
-            log = folder / "triton.log"
-            child = start_triton(repository, ports=settings.triton_ports, backends=settings.backends, log=log)
-            try:
-                wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=180)
-                yield f"127.0.0.1:{settings.triton_grpc_port}"
-            finally:
-                stops.append(executor.submit(child.stop, 40))
-
-        yield served
-    for stop in stops:
-        stop.result()
+@contextmanager
+def serve(repository: Path, folder: Path) -> Iterator[str]:
+    """A Triton of its own for a repository, with its log in a folder; gives host:port of the gRPC endpoint."""
+    settings, _ = stack_settings(folder, repository)
+    with running_triton(settings, folder / "triton.log"):
+        yield f"127.0.0.1:{settings.triton_grpc_port}"

@@ -12,10 +12,9 @@ import tritonclient.grpc as grpcclient
 
 from multsd_gateway.stack.errors import StartError
 from multsd_gateway.stack.settings import StackSettings
-from tests.integration.conftest import stack_settings
+from tests.integration.conftest import running_triton, stack_settings
 from tests.integration.test_failures import composed
 from tests.integration.test_isolation import DIFFERENT, int32, paint
-from tests.integration.test_supervision import triton
 
 PLACES = 4  # of a call here, so that padding costs less
 BRIEF = {"num_inference_steps": int32(2), "bootstrapping": int32(1)}
@@ -28,7 +27,7 @@ def settings_of_it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackSe
     file = repository / "multidiffusion" / "1" / "checkpoint" / "settings.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"unet_max_batch_size": PLACES}))
     settings, _ = stack_settings(folder, repository)
-    with triton(settings, folder / "triton.log"):
+    with running_triton(settings, folder / "triton.log"):
         yield settings
 
 
@@ -54,6 +53,6 @@ def test_every_call_has_one_size_and_a_picture_does_not_depend_on_who_shares_it(
 
 def test_a_value_that_is_neither_true_nor_false_stops_the_start(tmp_path: Path) -> None:
     settings, _ = stack_settings(tmp_path, composed(tmp_path, deterministic="yes"))
-    with pytest.raises(StartError), triton(settings, tmp_path / "triton.log"):
+    with pytest.raises(StartError), running_triton(settings, tmp_path / "triton.log"):
         pass
     assert "deterministic: expected true or false, found 'yes'" in (tmp_path / "triton.log").read_text()

@@ -17,9 +17,9 @@ from tritonclient.grpc import model_config_pb2
 
 from multsd_gateway.stack.processes import Child
 from multsd_gateway.stack.triton import model_processes
-from tests.integration.conftest import REPOSITORY, stack_settings
+from tests.integration.conftest import REPOSITORY, running_triton, stack_settings
 from tests.integration.requests_and_pictures import request_body
-from tests.integration.test_supervision import gateway_apart, ready_again, triton
+from tests.integration.test_supervision import gateway_apart, ready_again
 
 SILENCE = 6  # seconds after which a network counts as hung; a call takes less than one
 
@@ -83,7 +83,7 @@ class Served:
 def serving(folder: Path) -> Iterator[Served]:
     settings, gateway_settings = stack_settings(folder, composed(folder, network_seconds=str(SILENCE)))
     with (
-        triton(settings, folder / "triton.log") as server,
+        running_triton(settings, folder / "triton.log") as server,
         gateway_apart(settings, gateway_settings, folder / "gateway.log") as gateway,
     ):
         ready_again(gateway)

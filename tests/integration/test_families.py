@@ -23,7 +23,7 @@ from multsd_export.profiles import CPU
 from pipeline import BACKGROUND_STREAM
 from regions import make_canvas, region_masks
 from sampling import draw_bootstrapping, draw_noise
-from tests.integration.conftest import ROOT, Serve
+from tests.integration.conftest import ROOT, serve
 from tests.integration.test_triton_clients import request, stream
 from tests.small_checkpoints import STRUCTURES, kept_onnx, write_small_checkpoint
 from tests.unit.repository.reference import copy_of, paint_with_plain_loop
@@ -112,9 +112,7 @@ def plain_loop(checkpoint: Path, repository: Path, masks: np.ndarray[Any, Any]) 
 
 
 @pytest.mark.parametrize("structure", sorted(STRUCTURES))
-def test_a_served_picture_of_the_family_is_that_of_the_published_loop_on_torch(
-    structure: str, tmp_path: Path, serve: Serve
-) -> None:
+def test_a_served_picture_of_the_family_is_that_of_the_published_loop_on_torch(structure: str, tmp_path: Path) -> None:
     checkpoint = write_small_checkpoint(tmp_path / structure, structure)
     repository = tmp_path / "repository"
     quiet: Callable[[str, float], None] = lambda _stage, _share: None  # noqa: E731

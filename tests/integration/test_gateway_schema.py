@@ -6,10 +6,11 @@ the schema. MULTSD_SCHEMA_EXAMPLES is the number of random ones. GETs without pa
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -71,6 +72,7 @@ NO_EDGES = schemathesis.Config.from_dict({"phases": {"coverage": {"enabled": Fal
 
 DOCUMENT = create_app(Settings(**SMALL)).openapi()
 schema = schemathesis.openapi.from_dict(DOCUMENT)
+GETS = [path for path, operations in DOCUMENT["paths"].items() if "get" in operations]
 real_schema = schemathesis.openapi.from_dict(DOCUMENT, config=NO_EDGES)
 
 
@@ -100,10 +102,33 @@ def test_an_error_inside_a_stream_is_seen(status: int, seen: bool) -> None:
         no_server_error(CheckContext.__new__(CheckContext), response, case)
 
 
-@schema.parametrize()
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def generated(part: Any, path: str, examples: int) -> Callable[[Any], Any]:
+    """Have a test called with requests of one POST. Those of several would be tests with one name, taken for one."""
+    limits = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    return lambda test: part.include(method="POST", path=path).parametrize()(limits(test))
+
+
+@generated(schema, "/multsd", EXAMPLES)
 def test_generated_requests_to_a_stand_in_get_replies_as_described(case: Case[Any], stand_in_url: str) -> None:
     case.call_and_validate(base_url=stand_in_url, checks=[counted, *CHECKS], timeout=60)
+
+
+@generated(schema, "/multsd/stream", EXAMPLES)
+def test_generated_requests_to_a_stand_in_get_streams_as_described(case: Case[Any], stand_in_url: str) -> None:
+    case.call_and_validate(base_url=stand_in_url, checks=[counted, *CHECKS], timeout=60)
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_what_has_no_parameters_is_answered_as_described(path: str, stand_in_url: str) -> None:
+    schema[path]["GET"].Case().call_and_validate(base_url=stand_in_url, checks=CHECKS, timeout=60)
+
+
+@pytest.mark.parametrize("path", GETS)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"])
+def test_a_method_that_a_path_does_not_have_is_refused(path: str, method: str, stand_in_url: str) -> None:
+    reply = httpx.request(method, f"{stand_in_url}{path}")
+    assert (reply.status_code, reply.headers["Allow"]) == (405, "GET")
+    assert set(reply.json()) == {"message", "request_id"}
 
 
 def test_the_generated_requests_were_many_and_some_were_painted() -> None:
@@ -120,7 +145,11 @@ def test_the_generated_requests_were_many_and_some_were_painted() -> None:
         assert sum(seen.values()) >= 2000
 
 
-@real_schema.include(method="POST").parametrize()
-@settings(max_examples=REAL_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@generated(real_schema, "/multsd", REAL_EXAMPLES)
 def test_generated_requests_to_the_real_stack_get_replies_as_described(case: Case[Any], real_url: str) -> None:
+    case.call_and_validate(base_url=real_url, checks=CHECKS, timeout=120)
+
+
+@generated(real_schema, "/multsd/stream", REAL_EXAMPLES)
+def test_generated_requests_to_the_real_stack_get_streams_as_described(case: Case[Any], real_url: str) -> None:
     case.call_and_validate(base_url=real_url, checks=CHECKS, timeout=120)

@@ -16,11 +16,11 @@ import httpx
 import pytest
 
 from multsd_gateway.settings import Settings
-from multsd_gateway.stack.processes import SHARED_MEMORY, Child, alive, command_line, descendants, start_child
+from multsd_gateway.stack.processes import SHARED_MEMORY, alive, command_line, descendants, start_child
 from multsd_gateway.stack.settings import StackSettings
-from multsd_gateway.stack.triton import model_processes, start_triton
+from multsd_gateway.stack.triton import model_processes
 from multsd_gateway.stack.waiting import wait_until_ready
-from tests.integration.conftest import REPOSITORY, stack_settings
+from tests.integration.conftest import REPOSITORY, running_triton, stack_settings
 from tests.integration.requests_and_pictures import request_body
 
 
@@ -124,16 +124,6 @@ def test_ports_in_use_are_named_with_their_setting(tmp_path: Path) -> None:
 
 
 @contextmanager
-def triton(settings: StackSettings, log: Path) -> Iterator[Child]:
-    child = start_triton(settings.repository, ports=settings.triton_ports, backends=settings.backends, log=log)
-    try:
-        wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=120)
-        yield child
-    finally:
-        child.stop(30)
-
-
-@contextmanager
 def gateway_apart(settings: StackSettings, gateway: Settings, log: Path) -> Iterator[httpx.Client]:
     environment = {
         **os.environ,
@@ -155,7 +145,7 @@ def test_gateway_outlives_triton_and_serves_again(tmp_path: Path) -> None:
         assert gateway.get("/readyz").status_code == 503
         assert gateway.post("/multsd", json=request_body()).status_code == 503
 
-        with triton(settings, tmp_path / "first.log") as first:
+        with running_triton(settings, tmp_path / "first.log") as first:
             ready_again(gateway)
             with (
                 ThreadPoolExecutor(1) as pool,
@@ -174,7 +164,7 @@ def test_gateway_outlives_triton_and_serves_again(tmp_path: Path) -> None:
                 assert any(line == "event: error" for line in events)
             assert gateway.get("/readyz").status_code == 503
 
-        with triton(settings, tmp_path / "second.log"):
+        with running_triton(settings, tmp_path / "second.log"):
             ready_again(gateway)
             assert gateway.post("/multsd", json=request_body()).status_code == 200
 
@@ -183,7 +173,7 @@ def test_gateway_outlives_triton_and_serves_again(tmp_path: Path) -> None:
 def test_dead_model_process_is_unavailable_until_triton_is_started_anew(tmp_path: Path, model: str) -> None:
     settings, gateway_settings = stack_settings(tmp_path)
     with gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway:
-        with triton(settings, tmp_path / "first.log") as first:
+        with running_triton(settings, tmp_path / "first.log") as first:
             ready_again(gateway)
             (pid,) = [pid for pid, name in model_processes(first).items() if name == model]
             os.kill(pid, signal.SIGKILL)
@@ -193,7 +183,7 @@ def test_dead_model_process_is_unavailable_until_triton_is_started_anew(tmp_path
             assert gateway.get("/readyz").json()["missing"] == [model]
             assert gateway.get("/readyz").status_code == 503
 
-        with triton(settings, tmp_path / "second.log"):
+        with running_triton(settings, tmp_path / "second.log"):
             ready_again(gateway)
             assert gateway.post("/multsd", json=request_body()).status_code == 200
 
@@ -202,7 +192,7 @@ def test_model_process_that_dies_while_nobody_asks_for_a_picture_is_not_ready(tm
     settings, gateway_settings = stack_settings(tmp_path)
     with (
         gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway,
-        triton(settings, tmp_path / "triton.log") as served,
+        running_triton(settings, tmp_path / "triton.log") as served,
     ):
         ready_again(gateway)
         for _ in range(20):  # the model answers probes meanwhile
@@ -286,7 +276,7 @@ def faulty_repository(tmp_path: Path) -> Path:
 def test_network_that_fails_ends_only_the_requests_that_used_it(tmp_path: Path, faulty_repository: Path) -> None:
     settings, gateway_settings = stack_settings(tmp_path, faulty_repository)
     with (
-        triton(settings, tmp_path / "triton.log"),
+        running_triton(settings, tmp_path / "triton.log"),
         gateway_apart(settings, gateway_settings, tmp_path / "gateway.log") as gateway,
         ThreadPoolExecutor(3) as pool,
     ):

@@ -9,14 +9,14 @@ from tritonclient.utils import InferenceServerException
 
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import Device, torch_profile
-from tests.integration.conftest import ROOT, Serve
+from tests.integration.conftest import ROOT, serve
 from tests.integration.test_triton_clients import request, stream
 
 SAME_PICTURE = 1e-4  # relative, of latents; both are float32 and sum in another order
 
 
 @pytest.fixture(scope="module")
-def torch_triton(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[str]:
+def torch_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of the gRPC endpoint; the demo checkpoint, as the suite's own stack serves it."""
     folder = tmp_path_factory.mktemp("torch")
     checkpoint = ROOT / "export" / "demo_checkpoint" / "checkpoint"

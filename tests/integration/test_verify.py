@@ -17,7 +17,7 @@ from multsd_export.digests import file_digest
 from multsd_export.json_files import write_json
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU
-from tests.integration.conftest import REPOSITORY, ROOT, Serve
+from tests.integration.conftest import REPOSITORY, ROOT, serve
 from tests.small_checkpoints import kept_onnx, write_small_checkpoint
 
 STEPS = 3
@@ -58,9 +58,7 @@ def failed(report: Any) -> set[tuple[str, str]]:
     return {(check["subject"], check["name"]) for check in report["checks"] if check["passed"] is False}
 
 
-def test_what_is_right_passes_every_check_and_its_speed_is_told(
-    exported: Options, tmp_path: Path, serve: Serve
-) -> None:
+def test_what_is_right_passes_every_check_and_its_speed_is_told(exported: Options, tmp_path: Path) -> None:
     with serve(exported.output, tmp_path) as url:
         code, output, report = verify(exported.output, exported.checkpoint, url, tmp_path / "report.json")
     assert code == 0, output
@@ -87,7 +85,7 @@ def test_the_demo_checkpoint_passes_as_it_is_served(triton_grpc: str, tmp_path: 
     assert pictures == {(4, 64, 64), (4, 64, 96)}
 
 
-def test_a_broken_network_fails_and_is_named(exported: Options, tmp_path: Path, serve: Serve) -> None:
+def test_a_broken_network_fails_and_is_named(exported: Options, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(exported.output, repository)
     break_network(repository, "unet")

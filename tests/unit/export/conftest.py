@@ -15,7 +15,7 @@ from multsd_export.engines.machine import Machine
 from multsd_export.errors import EngineError
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU, TENSORRT, Precision
-from tests.small_checkpoints import STRUCTURES, kept_onnx, write_small_checkpoint, write_tokenizer
+from tests.small_checkpoints import STRUCTURES, write_small_checkpoint, write_tokenizer
 
 from .cuda_stand_in import STAND_INS
 
@@ -121,14 +121,6 @@ def exported_for_engines(exported: Exported, tmp_path_factory: pytest.TempPathFa
     return Exported(replace(options, output=copied.output))
 
 
-@dataclass(frozen=True)
-class Family:
-    """One structure of `small_checkpoints` and its export in one precision."""
-
-    structure: str
-    options: Options
-
-
 @pytest.fixture(scope="session")
 def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One checkpoint of each structure, in a folder of its name. Read only."""
@@ -136,27 +128,6 @@ def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for structure in STRUCTURES:
         write_small_checkpoint(folder / structure, structure)
     return folder
-
-
-def export_family(small_checkpoints: Path, structure: str, precision: Precision) -> Family:
-    """Composed beside the checkpoint."""
-    folder = small_checkpoints / f"{structure}-{precision}"
-    work_dir = kept_onnx(structure)
-    options = Options(small_checkpoints / structure, folder, REPOSITORY, work_dir, CPU, precision=precision)
-    assert export(options, quiet)
-    return Family(structure, options)
-
-
-@pytest.fixture(scope="session", params=list(STRUCTURES))
-def family(request: pytest.FixtureRequest, small_checkpoints: Path) -> Family:
-    """Every structure in full precision. Read only."""
-    return export_family(small_checkpoints, request.param, Precision.FP32)
-
-
-@pytest.fixture(scope="session", params=["sd2_768", "sdxl"])
-def half_family(request: pytest.FixtureRequest, small_checkpoints: Path) -> Family:
-    """Structures in half precision. Read only."""
-    return export_family(small_checkpoints, request.param, Precision.FP16)
 
 
 @pytest.fixture

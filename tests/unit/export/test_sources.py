@@ -17,7 +17,7 @@ from multsd_export.errors import CheckpointError
 from multsd_export.manifest import read_manifest
 from multsd_export.sources import resolve_source, unneeded
 
-from .conftest import REPOSITORY
+from .conftest import Exported
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -140,12 +140,13 @@ def test_variants_are_left_out_where_the_plain_weights_are_there() -> None:
     assert unneeded(names) == [names[1], names[2], names[6], names[7]]
 
 
-def test_the_manifest_tells_source_and_licence(hub: Hub, tmp_path: Path) -> None:
-    arguments = ["--checkpoint", f"owner/model@{REVISION}", "--repository", str(REPOSITORY)]
-    arguments += ["--output", str(tmp_path / "output"), "--work-dir", str(tmp_path / "work")]
+def test_the_manifest_tells_source_and_licence(hub: Hub, exported: Exported, tmp_path: Path) -> None:
+    options = exported.copy(tmp_path)  # its networks are the same: none is exported again
+    arguments = ["--checkpoint", f"owner/model@{REVISION}", "--repository", str(options.repository)]
+    arguments += ["--output", str(options.output), "--work-dir", str(options.work_dir)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    manifest = read_manifest(tmp_path / "output")
+    manifest = read_manifest(options.output)
     assert manifest is not None
     recorded = {key: manifest["checkpoint"][key] for key in ("name", "revision", "licence")}
     assert recorded == {"name": "owner/model", "revision": REVISION, "licence": "creativeml-openrail-m"}
