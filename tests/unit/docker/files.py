@@ -91,3 +91,13 @@ def check_command(name: str, words: list[str]) -> None:
             return
         sub_name, sub, sub_words = command.resolve_command(context, rest)
         sub.make_context(sub_name, sub_words, parent=context)
+
+
+def most_shared_memory(requests: int) -> int:
+    """Bytes that Triton's processes share at most, for so many requests that gateways hand on.
+
+    The masks of each, and a picture of the largest size and a decoded canvas in float32 for each that is painted.
+    """
+    config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
+    (painted,) = re.findall(r'"max_running" value \{ string_value: "(\d+)"', config)
+    return requests * Settings().max_mask_pixels + int(painted) * Settings().max_pixels * (3 + 3 * 4)

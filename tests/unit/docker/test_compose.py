@@ -10,7 +10,18 @@ import pytest
 
 from multsd_export.profiles import CUDA_GRAPHS
 from multsd_gateway.settings import Settings
-from tests.unit.docker.files import DOCKER, PYPROJECT, ROOT, SETTINGS, arguments, check_command, documents, last, stages
+from tests.unit.docker.files import (
+    DOCKER,
+    PYPROJECT,
+    ROOT,
+    SETTINGS,
+    arguments,
+    check_command,
+    documents,
+    last,
+    most_shared_memory,
+    stages,
+)
 
 FILES = [DOCKER / name for name in ("compose.yaml", "compose.gpu.yaml", "compose.torch.yaml")]
 
@@ -188,19 +199,8 @@ def test_a_stop_waits_longer_than_the_longest_request() -> None:
     assert request < grace < stop["gateway"]
 
 
-def orchestrators_max_running() -> int:
-    """How many requests Triton paints at once."""
-    config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
-    (found,) = re.findall(r'"max_running" value \{ string_value: "(\d+)"', config)
-    return int(found)
-
-
 def test_triton_has_shared_memory_for_large_pictures() -> None:
-    """The masks of every request that the gateway hands on, and a picture of the largest size and a decoded canvas in
-    float32 for each that is painted.
-    """
-    masks = Settings().max_running * Settings().max_mask_pixels
-    most = masks + orchestrators_max_running() * Settings().max_pixels * (3 + 3 * 4)
+    most = most_shared_memory(Settings().max_running)
     gigabytes = {
         name: int(each["services"]["triton"]["shm_size"].removesuffix("gb"))
         for name, each in (("cpu", CPU), ("gpu", GPU), ("torch", TORCH))

@@ -30,6 +30,7 @@ from tests.unit.docker.files import (
     documents,
     is_triton_flag,
     last,
+    most_shared_memory,
     program,
     stages,
 )
@@ -527,12 +528,14 @@ def test_every_selector_finds_its_pods(name: str) -> None:
 
 
 @each_overlay
-def test_triton_has_shared_memory_within_its_limit(name: str) -> None:
+def test_triton_has_shared_memory_for_all_requests_and_within_its_limit(name: str) -> None:
     pod = triton_pod(name)
     (volume,) = (each["emptyDir"] for each in pod["volumes"] if each["name"] == "shared-memory")
     assert volume["medium"] == "Memory"
     size = int(volume["sizeLimit"].removesuffix("Gi"))
-    assert 1 <= size < int(pod["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi"))
+    gateways = find(overlay(name), "Deployment", GATEWAY)["spec"]["replicas"]
+    assert most_shared_memory(gateways * int(settings_of(name)["MULTSD_MAX_RUNNING"])) < size * 2**30
+    assert size < int(pod["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi"))
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts["shared-memory"] == "/dev/shm"  # noqa: S108 - in the container
 
