@@ -42,10 +42,10 @@ build/random_checkpoint: $(STAMP)
 test: test-unit test-integration ## all tests
 
 test-unit: $(STAMP) ## tests of every part by itself
-	$(BIN)/python -m pytest tests/unit -q --numprocesses auto --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/unit -q --numprocesses auto
 
 test-integration: export ## tests of the whole stack on a real Triton
-	$(BIN)/python -m pytest tests/integration -q -rs --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/integration -q -rs --numprocesses 2
 	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || \
 	  echo "test: Chromium is missing, so the page was NOT tested; install it with: apt-get install chromium chromium-driver" >&2
 

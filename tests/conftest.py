@@ -16,4 +16,5 @@ class LoadSharedScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSharedScheduling:
+    config.option.loadscopereorder = False  # by number of tests: what takes longest, few exports, would come last
     return LoadSharedScheduling(config, log)

@@ -25,10 +25,10 @@ REPOSITORY = ROOT / "build" / "model_repository"
 
 
 def _own_ports() -> list[int]:
-    """Below those that the kernel gives out; processes of one suite have different ones."""
+    """Below those that Linux gives out by default; each process of a suite has its own."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    ports = list(range(10_000 + worker, 32_768, workers))
+    ports = list(range(11_000 + worker, 32_768, workers))
     random.shuffle(ports)
     return ports
 
@@ -37,7 +37,7 @@ _ports = _own_ports()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on and that nobody else is given, so that whoever binds them later can."""
+    """Ports that nobody listens on; no other test of the suite is given them before they are bound."""
     found: list[int] = []
     while len(found) < count:
         port = _ports.pop()

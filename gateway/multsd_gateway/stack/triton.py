@@ -11,8 +11,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,27 +84,17 @@ def assemble_backends(wheel: TritonWheel, folder: Path) -> Path:
 
     Stacks that start at the same time share one: none takes it away from another.
     """
-    stub = folder / "python" / wheel.stub.name
+    stub, partial = folder / "python" / wheel.stub.name, folder.with_name(f"{folder.name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent):
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not (stub.exists() and filecmp.cmp(stub, wheel.stub)):
-            partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+            shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(wheel.backend, partial / "python", ignore=shutil.ignore_patterns("__pycache__"))
             shutil.copy2(wheel.stub, partial / "python")
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the next one waits."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def triton_environment(wheel: TritonWheel) -> dict[str, str]:
@@ -129,7 +117,7 @@ def triton_command(
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=none",
-        "--disable-auto-complete-config",  # they are complete; it would start every model's process twice
+        "--disable-auto-complete-config",  # each model's process starts once: configurations are complete
         "--allow-gpu-metrics=false",
         f"--backend-config=python,shm-region-prefix-name={shared_memory}",
         f"--exit-timeout-secs={EXIT_SECONDS}",

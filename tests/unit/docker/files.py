@@ -94,7 +94,7 @@ def check_command(name: str, words: list[str]) -> None:
 
 
 def most_shared_memory(requests: int) -> int:
-    """Bytes that Triton's processes share at most, for so many requests that gateways hand on.
+    """The most shared memory, in bytes, that Triton needs for so many requests.
 
     The masks of each, and a picture of the largest size and a decoded canvas in float32 for each that is painted.
     """

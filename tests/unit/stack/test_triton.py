@@ -1,10 +1,10 @@
 """The wheel's parts, found or told to be missing. Wheels are folders made here; none is imported."""
 
+import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -122,7 +122,7 @@ def test_backend_folder_has_the_backend_and_the_stub_beside_it(tmp_path: Path) -
     folder = assemble_backends(wheel_in(tmp_path), tmp_path / "build" / "backends")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {f"python/{name}" for name in ("libtriton_python.so", "triton_python_backend_utils.py", STUB)}
-    assert [path.name for path in folder.parent.iterdir()] == ["backends"]
+    assert {path.name for path in folder.parent.iterdir()} == {"backends", ".backends.lock"}
 
 
 def test_backend_folder_is_made_once(tmp_path: Path) -> None:
@@ -133,24 +133,19 @@ def test_backend_folder_is_made_once(tmp_path: Path) -> None:
     assert (folder / "python" / "ours").exists()
 
 
-def test_backend_folder_is_not_taken_from_a_stack_that_starts_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel, copy, copied = wheel_in(tmp_path), shutil.copytree, list[Path]()
+def test_backend_folder_is_made_by_one_stack_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel, copy, refused = wheel_in(tmp_path), shutil.copytree, list[Path]()
 
-    def copy_while_another_starts(source: Path, target: Path, **options: Any) -> Path:
-        copied.append(target)
-        if len(copied) == 1:
-            other.start()
-            other.join(0.2)  # it waits, else it has copied by now
+    def copy_while_another_asks(source: Path, target: Path, **options: Any) -> Path:
+        with (tmp_path / ".backends.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        refused.append(target)
         return Path(copy(source, target, **options))
 
-    monkeypatch.setattr(shutil, "copytree", copy_while_another_starts)
-    other = Thread(target=assemble_backends, args=(wheel, tmp_path / "backends"))
-    assemble_backends(wheel, tmp_path / "backends")
-    other.join()
-    assert len(copied) == 1
-    assert (tmp_path / "backends" / "python" / STUB).exists()
+    monkeypatch.setattr(shutil, "copytree", copy_while_another_asks)
+    folder = assemble_backends(wheel, tmp_path / "backends")
+    assert assemble_backends(wheel, folder) == folder
+    assert len(refused) == 1
 
 
 def test_half_made_backend_folder_is_made_again(tmp_path: Path) -> None:
