@@ -33,8 +33,9 @@ ENV PATH=/opt/multsd/environment/bin:$PATH \
 # triton-server in the base image; a number, so that Kubernetes can tell that it is not root.
 USER 1000:1000
 EXPOSE 8001 8002
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-  CMD ["python3", "/opt/multsd/probe.py", "ready"]
+# Ends a server whose model's process has died: Docker restarts what has ended, and not what is unhealthy.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=10m --retries=3 \
+  CMD ["python3", "/opt/multsd/probe.py", "guard"]
 # The base image's entry point stays: it checks the driver, and runs this. HTTP is for the probes alone. Exported
 # configurations are complete: to look for what they lack, Triton would read every engine and start every Python model
 # one time more.

@@ -1,8 +1,9 @@
-"""Whether the Triton of this container loads, serves or is broken: `probe.py start`, `ready` or `live`.
+"""Whether the Triton of this container loads, serves or is broken: `probe.py start`, `ready`, `live` or `guard`.
 
 Triton still calls a Python model ready whose process has died, and never starts it again. So `start` notes the
-processes of a server that has just become ready; `ready` and `live` fail as soon as one of them is missing. Standard
-library alone: it runs on whichever Python an image has.
+processes of a server that has just become ready; `ready` and `live` fail as soon as one of them is missing. `guard`
+asks what `ready` asks and ends such a server, for Docker, which starts again what has ended and leaves alone what is
+unhealthy. Standard library alone: it runs on whichever Python an image has.
 
 Exit codes: 0 yes; 1 no, with a line that says why; 2 wrong usage.
 """
@@ -11,25 +12,29 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 HTTP_PORT = 8000
 SECONDS = 3.0
-NOTE = Path("/tmp/multsd-model-processes.json")  # noqa: S108 - a memory volume of the container's own
+NOTE = Path("/dev/shm/multsd-model-processes.json")  # noqa: S108 - memory that Docker empties at every start
 PROCESSES = Path("/proc")
 PATHS = {"start": "/v2/health/ready", "ready": "/v2/health/ready", "live": "/v2/health/live"}
+GUARD = "guard"
+FIRST_PROCESS = 1  # of a container: nobody inside can kill it
 GONE = ("Z", "X", "T")  # zombie, dead, stopped: proc(5)
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code of one question."""
-    if len(arguments) != 1 or arguments[0] not in PATHS:
-        sys.stderr.write(f"usage: probe.py {'|'.join(PATHS)}\n")
+    if len(arguments) != 1 or arguments[0] not in (*PATHS, GUARD):
+        sys.stderr.write(f"usage: probe.py {'|'.join((*PATHS, GUARD))}\n")
         return 2
-    fault = find_fault(arguments[0])
+    fault = guard() if arguments[0] == GUARD else find_fault(arguments[0])
     if fault:
         sys.stderr.write(f"{fault}\n")
     return 1 if fault else 0
@@ -39,11 +44,30 @@ def find_fault(question: str, *, port: int = HTTP_PORT, note: Path = NOTE, proce
     """What is wrong, empty where nothing is. note: where the processes of a ready server are kept."""
     if fault := http_fault(port, PATHS[question]):
         return fault
-    running = model_processes(processes)
     if question == "start" or (question == "ready" and not note.exists()):
-        note.write_text(json.dumps(running), encoding="utf-8")
+        note.write_text(json.dumps(model_processes(processes)), encoding="utf-8")
+    return lost_processes(note, processes)
+
+
+def lost_processes(note: Path, processes: Path) -> str:
+    """Of which models fewer processes run than were noted, empty where of none."""
     noted = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-    return missing(noted, running)
+    return missing(noted, model_processes(processes))
+
+
+def guard(*, port: int = HTTP_PORT, note: Path = NOTE, processes: Path = PROCESSES) -> str:
+    """What `ready` finds wrong; a server that lives and has lost a model's process is ended."""
+    fault = find_fault("ready", port=port, note=note, processes=processes)
+    if fault and not http_fault(port, PATHS["live"]) and lost_processes(note, processes):
+        end_server(processes)
+    return fault
+
+
+def end_server(processes: Path) -> None:
+    """Kill Triton: asked to end, it would first wait for requests that the dead process never answers."""
+    for pid, words in command_lines(processes):
+        if Path(words[0]).name == "tritonserver":
+            os.kill(pid, signal.SIGTERM if pid == FIRST_PROCESS else signal.SIGKILL)
 
 
 def http_fault(port: int, path: str) -> str:
@@ -62,6 +86,13 @@ def http_fault(port: int, path: str) -> str:
 def model_processes(processes: Path) -> dict[str, int]:
     """How many processes run the code of each Python model. processes: /proc."""
     found: Counter[str] = Counter()
+    for _, words in command_lines(processes):
+        found.update(Path(word).parent.parent.name for word in words if word.endswith("/model.py"))
+    return dict(found)
+
+
+def command_lines(processes: Path) -> Iterator[tuple[int, list[str]]]:
+    """Id and words of every process that runs."""
     for folder in processes.glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_text(errors="replace").split("\0")
@@ -69,8 +100,7 @@ def model_processes(processes: Path) -> dict[str, int]:
         except (OSError, IndexError):  # it ended meanwhile
             continue
         if state not in GONE:
-            found.update(Path(word).parent.parent.name for word in words if word.endswith("/model.py"))
-    return dict(found)
+            yield int(folder.name), words
 
 
 def missing(noted: Mapping[str, int], running: Mapping[str, int]) -> str:

@@ -1,6 +1,7 @@
 """Networks that hang and processes that die while requests are at work: who ends, who goes on, what readiness tells."""
 
 import os
+import runpy
 import shutil
 import signal
 import time
@@ -15,9 +16,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from multsd_gateway.stack.processes import Child
+from multsd_gateway.stack.processes import Child, descendants
 from multsd_gateway.stack.triton import model_processes
-from tests.integration.conftest import REPOSITORY, running_triton, stack_settings
+from tests.integration.conftest import REPOSITORY, ROOT, running_triton, stack_settings
 from tests.integration.requests_and_pictures import request_body
 from tests.integration.test_supervision import gateway_apart, ready_again
 
@@ -60,6 +61,7 @@ class Served:
     """A Triton of its own, and a gateway that runs apart from it."""
 
     triton: Child
+    http_port: int  # of Triton
     gateway: httpx.Client
     repository: Path
 
@@ -87,7 +89,7 @@ def serving(folder: Path) -> Iterator[Served]:
         gateway_apart(settings, gateway_settings, folder / "gateway.log") as gateway,
     ):
         ready_again(gateway)
-        yield Served(server, gateway, settings.repository)
+        yield Served(server, settings.triton_http_port, gateway, settings.repository)
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +161,24 @@ def test_a_request_whose_network_hangs_ends_at_its_deadline(served: Served) -> N
         assert time.monotonic() - began < SILENCE
 
 
+def ask_guard(served: Served, folder: Path) -> str:
+    """What the image's health check finds wrong, which sees no process but this server's."""
+    processes = folder / "proc"
+    processes.mkdir(exist_ok=True)
+    for pid in (served.triton.process.pid, *descendants(served.triton.process.pid)):
+        if not (processes / str(pid)).is_symlink():
+            (processes / str(pid)).symlink_to(f"/proc/{pid}")
+    guard = runpy.run_path(str(ROOT / "docker" / "triton" / "probe.py"))["guard"]
+    return str(guard(port=served.http_port, note=folder / "note", processes=processes))
+
+
 @pytest.mark.parametrize("model", ["multidiffusion", "unet"])
-def test_a_model_that_dies_under_requests_ends_them_soon(tmp_path: Path, model: str) -> None:
+def test_a_model_that_dies_under_requests_ends_them_soon_and_the_health_check_ends_its_server(
+    tmp_path: Path, model: str
+) -> None:
     with serving(tmp_path) as served, ThreadPoolExecutor(1) as pool:
         gateway = served.gateway
+        assert ask_guard(served, tmp_path) == ""
         with under_way(gateway, steps=190) as lines:
             plain = asked(pool, gateway, steps=190)
             next(line for line in lines if '"step"' in line)
@@ -173,3 +189,6 @@ def test_a_model_that_dies_under_requests_ends_them_soon(tmp_path: Path, model: 
         assert answer.status_code == 503
         # Or every model: this Triton itself may end with a decoupled model's process.
         assert model in answer.json()["missing"]
+        if served.triton.ended() is None:
+            assert ask_guard(served, tmp_path) == f"processes have ended: {model} (0 of 1)"
+        served.triton.process.wait(timeout=10)

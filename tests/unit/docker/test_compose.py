@@ -199,6 +199,14 @@ def test_a_stop_waits_longer_than_the_longest_request() -> None:
     assert request < grace < stop["gateway"]
 
 
+def test_a_triton_whose_model_process_has_died_can_be_killed_and_comes_back() -> None:
+    """By the image's health check, which cannot kill a container's first process."""
+    triton = CPU["services"]["triton"]
+    assert triton["init"] is True
+    assert triton["restart"] == "unless-stopped"
+    assert not any("healthcheck" in document["services"]["triton"] for document in (CPU, GPU, TORCH)), "the image's"
+
+
 def test_triton_has_shared_memory_for_large_pictures() -> None:
     most = most_shared_memory(Settings().max_running)
     gigabytes = {

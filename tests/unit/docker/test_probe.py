@@ -1,7 +1,10 @@
-"""The probe of the Triton image: loading, ready, live, and a model process that has died."""
+"""The probe of the Triton image: loading, ready, live, a model process that has died, and what `guard` then ends."""
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +129,63 @@ def test_ready_alone_notes_too(probe: Any, processes: Path, tmp_path: Path) -> N
     assert note.exists()
 
 
+@pytest.fixture
+def triton(processes: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that goes by Triton's name, as /proc shows it."""
+    command = ["/opt/tritonserver/bin/tritonserver", "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command, executable=sys.executable) as running:
+        (processes / "1").rename(processes / str(running.pid))
+        yield running
+        running.kill()
+
+
+def test_guard_ends_a_server_whose_model_process_has_died(
+    probe: Any, processes: Path, tmp_path: Path, triton: subprocess.Popen[bytes]
+) -> None:
+    asked = {"note": tmp_path / "note", "processes": processes}
+    with server(READY) as port:
+        assert probe.guard(port=port, **asked) == ""
+        assert triton.poll() is None
+        (processes / "20" / "cmdline").write_text("")
+        assert probe.guard(port=port, **asked) == "processes have ended: multidiffusion (0 of 1)"
+    assert triton.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_guard_ends_a_server_that_lives_and_is_not_ready_for_its_dead_process(
+    probe: Any, processes: Path, tmp_path: Path, triton: subprocess.Popen[bytes]
+) -> None:
+    note = tmp_path / "note"
+    note.write_text('{"multidiffusion": 2}')
+    with server(LOADING) as port:
+        assert probe.guard(port=port, note=note, processes=processes) == "/v2/health/ready: status 400"
+    assert triton.wait(timeout=10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("answers", [LOADING, {"/v2/health/live": 400}], ids=["loading", "ending"])
+def test_guard_leaves_a_server_that_loads_or_ends_by_itself(
+    probe: Any, processes: Path, tmp_path: Path, triton: subprocess.Popen[bytes], answers: dict[str, int]
+) -> None:
+    note = tmp_path / "note"
+    if answers is not LOADING:
+        note.write_text('{"multidiffusion": 2}')
+    with server(answers) as port:
+        assert probe.guard(port=port, note=note, processes=processes)
+    assert triton.poll() is None
+
+
+def test_guard_asks_the_first_process_of_a_container_to_end(
+    probe: Any, processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody inside can kill it."""
+    sent = list[tuple[int, int]]()
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    note = tmp_path / "note"
+    note.write_text('{"multidiffusion": 2}')
+    with server(READY) as port:
+        assert probe.guard(port=port, note=note, processes=processes)
+    assert sent == [(1, signal.SIGTERM)]
+
+
 def test_a_server_that_is_away_or_silent_is_a_fault(
     probe: Any, processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +200,7 @@ def test_a_server_that_is_away_or_silent_is_a_fault(
 
 def test_the_script_runs_by_itself() -> None:
     ended = subprocess.run([sys.executable, "-I", str(PROBE)], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (2, "usage: probe.py start|ready|live\n")
+    assert (ended.returncode, ended.stderr) == (2, "usage: probe.py start|ready|live|guard\n")
 
 
 def test_the_image_asks_it_where_it_lies(probe: Any) -> None:
@@ -149,5 +209,6 @@ def test_the_image_asks_it_where_it_lies(probe: Any) -> None:
     assert ["docker/triton/probe.py", "/opt/multsd/probe.py"] in copies
     check = last(stage, "HEALTHCHECK")
     assert check is not None
-    assert '["python3", "/opt/multsd/probe.py", "ready"]' in check.value
-    assert "ready" in probe.PATHS
+    assert '["python3", "/opt/multsd/probe.py", "guard"]' in check.value
+    (timeout,) = re.findall(r"--timeout=(\d+)s", check.value)
+    assert int(timeout) > 2 * probe.SECONDS, "it may ask twice"
