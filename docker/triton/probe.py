@@ -3,7 +3,8 @@
 Triton still calls a Python model ready whose process has died, and never starts it again. So `start` notes the
 processes of a server that has just become ready; `ready` and `live` fail as soon as one of them is missing. `guard`
 asks what `ready` asks and ends such a server, for Docker, which starts again what has ended and leaves alone what is
-unhealthy. Standard library alone: it runs on whichever Python an image has.
+unhealthy. A server that was killed leaves its shared memory behind, in Kubernetes for as long as the pod lives: `start`
+removes it. Standard library alone: it runs on whichever Python an image has.
 
 Exit codes: 0 yes; 1 no, with a line that says why; 2 wrong usage.
 """
@@ -21,7 +22,9 @@ from pathlib import Path
 
 HTTP_PORT = 8000
 SECONDS = 3.0
-NOTE = Path("/dev/shm/multsd-model-processes.json")  # noqa: S108 - memory that Docker empties at every start
+SHARED = Path("/dev/shm")  # noqa: S108 - the kernel's; a volume of the pod in Kubernetes, emptied by Docker at every start
+NOTE = SHARED / "multsd-model-processes.json"
+REGIONS = "triton_python_backend_shm_region_*"  # of the Python backend, one for each model's process
 PROCESSES = Path("/proc")
 PATHS = {"start": "/v2/health/ready", "ready": "/v2/health/ready", "live": "/v2/health/live"}
 GUARD = "guard"
@@ -40,13 +43,31 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if fault else 0
 
 
-def find_fault(question: str, *, port: int = HTTP_PORT, note: Path = NOTE, processes: Path = PROCESSES) -> str:
+def find_fault(
+    question: str, *, port: int = HTTP_PORT, note: Path = NOTE, processes: Path = PROCESSES, shared: Path = SHARED
+) -> str:
     """What is wrong, empty where nothing is. note: where the processes of a ready server are kept."""
     if fault := http_fault(port, PATHS[question]):
         return fault
     if question == "start" or (question == "ready" and not note.exists()):
         note.write_text(json.dumps(model_processes(processes)), encoding="utf-8")
+    if question == "start":
+        remove_leftovers(shared, processes)
     return lost_processes(note, processes)
+
+
+def remove_leftovers(shared: Path, processes: Path, regions: str = REGIONS) -> None:
+    """Remove shared memory that no process has mapped. Those of a ready server have mapped all of theirs."""
+    mapped: set[str] = set()
+    for file in processes.glob("[0-9]*/maps"):
+        try:
+            lines = file.read_text(errors="replace").splitlines()
+        except OSError:  # it ended meanwhile, or is somebody else's and so not Triton's
+            continue
+        mapped.update(Path(line.split()[-1]).name for line in lines if f"{shared}/" in line)
+    for region in shared.glob(regions):
+        if region.name not in mapped:
+            region.unlink(missing_ok=True)
 
 
 def lost_processes(note: Path, processes: Path) -> str:

@@ -94,9 +94,9 @@ def test_a_loading_server_is_live_and_not_ready(probe: Any, processes: Path, tmp
     note = tmp_path / "note"
     with server(LOADING) as port:
         for question in ("start", "ready"):
-            fault = probe.find_fault(question, port=port, note=note, processes=processes)
+            fault = probe.find_fault(question, port=port, note=note, processes=processes, shared=tmp_path)
             assert fault == "/v2/health/ready: status 400"
-        assert probe.find_fault("live", port=port, note=note, processes=processes) == ""
+        assert probe.find_fault("live", port=port, note=note, processes=processes, shared=tmp_path) == ""
     assert not note.exists()
 
 
@@ -104,10 +104,10 @@ def test_a_ready_server_is_ready_until_a_model_process_dies(probe: Any, processe
     note = tmp_path / "note"
     with server(READY) as port:
         for question in ("start", "ready", "live"):
-            assert probe.find_fault(question, port=port, note=note, processes=processes) == ""
+            assert probe.find_fault(question, port=port, note=note, processes=processes, shared=tmp_path) == ""
         (processes / "20" / "cmdline").write_text("")
         for question in ("ready", "live"):
-            fault = probe.find_fault(question, port=port, note=note, processes=processes)
+            fault = probe.find_fault(question, port=port, note=note, processes=processes, shared=tmp_path)
             assert fault == "processes have ended: multidiffusion (0 of 1)"
 
 
@@ -116,16 +116,39 @@ def test_a_new_start_notes_anew(probe: Any, processes: Path, tmp_path: Path) -> 
     note = tmp_path / "note"
     note.write_text('{"gone": 3}')
     with server(READY) as port:
-        assert probe.find_fault("live", port=port, note=note, processes=processes).startswith("processes have ended")
-        assert probe.find_fault("start", port=port, note=note, processes=processes) == ""
-        assert probe.find_fault("live", port=port, note=note, processes=processes) == ""
+        assert probe.find_fault("live", port=port, note=note, processes=processes, shared=tmp_path).startswith(
+            "processes have ended"
+        )
+        assert probe.find_fault("start", port=port, note=note, processes=processes, shared=tmp_path) == ""
+        assert probe.find_fault("live", port=port, note=note, processes=processes, shared=tmp_path) == ""
+
+
+def test_a_new_start_removes_the_shared_memory_of_a_server_that_was_killed(
+    probe: Any, processes: Path, tmp_path: Path
+) -> None:
+    """And nothing that is mapped, or that is not Triton's."""
+    region = "triton_python_backend_shm_region_"
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    for name in (f"{region}parent", f"{region}stub", f"{region}killed", "other"):
+        (shared / name).touch()
+    for pid, name in ((1, "parent"), (20, "stub")):
+        maps = ["7f00-7f10 r-xp 00000000 00:1 7 /lib/libc.so", f"7f20-7f30 rw-s 0 00:1 8   {shared}/{region}{name}"]
+        (processes / str(pid) / "maps").write_text("\n".join(maps))
+    asked = {"note": tmp_path / "note", "processes": processes, "shared": shared}
+    with server(READY) as port:
+        for question in ("ready", "live"):
+            probe.find_fault(question, port=port, **asked)
+            assert (shared / f"{region}killed").exists()
+        assert probe.find_fault("start", port=port, **asked) == ""
+    assert {path.name for path in shared.iterdir()} == {f"{region}parent", f"{region}stub", "other"}
 
 
 def test_ready_alone_notes_too(probe: Any, processes: Path, tmp_path: Path) -> None:
     """A health check of Docker has no start of its own."""
     note = tmp_path / "note"
     with server(READY) as port:
-        assert probe.find_fault("ready", port=port, note=note, processes=processes) == ""
+        assert probe.find_fault("ready", port=port, note=note, processes=processes, shared=tmp_path) == ""
     assert note.exists()
 
 
@@ -192,9 +215,9 @@ def test_a_server_that_is_away_or_silent_is_a_fault(
     monkeypatch.setattr(probe, "SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes)
+        fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes, shared=tmp_path)
         assert "TimeoutError" in fault
-    fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes)
+    fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes, shared=tmp_path)
     assert "ConnectionRefusedError" in fault
 
 
