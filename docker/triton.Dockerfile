@@ -25,6 +25,7 @@ RUN python3 -m venv --without-pip /opt/multsd/environment \
  && /opt/multsd/environment/bin/python -c 'import diffusers, numpy, onnxruntime, tokenizers, torch, transformers' \
  && install -d -o 1000 -g 1000 /models
 COPY docker/triton/probe.py /opt/multsd/probe.py
+COPY docker/triton/05-leftovers.sh /opt/nvidia/entrypoint.d/05-leftovers.sh
 
 # The Python backend finds its packages through the python3 that is first on PATH.
 ENV PATH=/opt/multsd/environment/bin:$PATH \

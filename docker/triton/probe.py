@@ -1,10 +1,10 @@
 """Whether the Triton of this container loads, serves or is broken: `probe.py start`, `ready`, `live` or `guard`.
 
-Triton still calls a Python model ready whose process has died, and never starts it again. So `start` notes the
-processes of a server that has just become ready; `ready` and `live` fail as soon as one of them is missing. `guard`
-asks what `ready` asks and ends such a server, for Docker, which starts again what has ended and leaves alone what is
-unhealthy. A server that was killed leaves its shared memory behind, in Kubernetes for as long as the pod lives: `start`
-removes it. Standard library alone: it runs on whichever Python an image has.
+Triton never starts a Python model's process again that has died, and is live all the same; up to 26.03 it even calls
+itself ready. So `start` notes the processes of a server that has just become ready; `ready` and `live` fail as soon as
+one of them is missing. `guard` asks what `ready` asks and kills such a server, for Docker, which starts again what has
+ended and leaves alone what is unhealthy; it knows only processes that were noted. Standard library alone: it runs on
+whichever Python an image has.
 
 Exit codes: 0 yes; 1 no, with a line that says why; 2 wrong usage.
 """
@@ -19,12 +19,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 HTTP_PORT = 8000
 SECONDS = 3.0
-SHARED = Path("/dev/shm")  # noqa: S108 - the kernel's; a volume of the pod in Kubernetes, emptied by Docker at every start
-NOTE = SHARED / "multsd-model-processes.json"
-REGIONS = "triton_python_backend_shm_region_*"  # of the Python backend, one for each model's process
+NOTE = Path("/tmp/multsd-model-processes.json")  # noqa: S108 - a memory volume of the container's own
 PROCESSES = Path("/proc")
 PATHS = {"start": "/v2/health/ready", "ready": "/v2/health/ready", "live": "/v2/health/live"}
 GUARD = "guard"
@@ -43,31 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if fault else 0
 
 
-def find_fault(
-    question: str, *, port: int = HTTP_PORT, note: Path = NOTE, processes: Path = PROCESSES, shared: Path = SHARED
-) -> str:
+def find_fault(question: str, *, port: int = HTTP_PORT, note: Path = NOTE, processes: Path = PROCESSES) -> str:
     """What is wrong, empty where nothing is. note: where the processes of a ready server are kept."""
     if fault := http_fault(port, PATHS[question]):
         return fault
     if question == "start" or (question == "ready" and not note.exists()):
         note.write_text(json.dumps(model_processes(processes)), encoding="utf-8")
-    if question == "start":
-        remove_leftovers(shared, processes)
     return lost_processes(note, processes)
-
-
-def remove_leftovers(shared: Path, processes: Path, regions: str = REGIONS) -> None:
-    """Remove shared memory that no process has mapped. Those of a ready server have mapped all of theirs."""
-    mapped: set[str] = set()
-    for file in processes.glob("[0-9]*/maps"):
-        try:
-            lines = file.read_text(errors="replace").splitlines()
-        except OSError:  # it ended meanwhile, or is somebody else's and so not Triton's
-            continue
-        mapped.update(Path(line.split()[-1]).name for line in lines if f"{shared}/" in line)
-    for region in shared.glob(regions):
-        if region.name not in mapped:
-            region.unlink(missing_ok=True)
 
 
 def lost_processes(note: Path, processes: Path) -> str:
@@ -86,9 +67,8 @@ def guard(*, port: int = HTTP_PORT, note: Path = NOTE, processes: Path = PROCESS
 
 def end_server(processes: Path) -> None:
     """Kill Triton: asked to end, it would first wait for requests that the dead process never answers."""
-    for pid, words in command_lines(processes):
-        if Path(words[0]).name == "tritonserver":
-            os.kill(pid, signal.SIGTERM if pid == FIRST_PROCESS else signal.SIGKILL)
+    for each in filter(is_server, running(processes)):
+        os.kill(each.pid, signal.SIGTERM if each.pid == FIRST_PROCESS else signal.SIGKILL)
 
 
 def http_fault(port: int, path: str) -> str:
@@ -104,24 +84,40 @@ def http_fault(port: int, path: str) -> str:
     return "" if status == 200 else f"{path}: status {status}"
 
 
+class Process(NamedTuple):
+    """One that runs, as /proc shows it."""
+
+    pid: int
+    parent: int
+    words: list[str]
+
+
 def model_processes(processes: Path) -> dict[str, int]:
-    """How many processes run the code of each Python model. processes: /proc."""
+    """How many of Triton's own children run the code of each Python model. processes: /proc."""
     found: Counter[str] = Counter()
-    for _, words in command_lines(processes):
-        found.update(Path(word).parent.parent.name for word in words if word.endswith("/model.py"))
+    everything = list(running(processes))
+    servers = {each.pid for each in filter(is_server, everything)}
+    for each in everything:
+        if each.parent in servers:  # what a model starts itself has its command line for a moment
+            found.update(Path(word).parent.parent.name for word in each.words if word.endswith("/model.py"))
     return dict(found)
 
 
-def command_lines(processes: Path) -> Iterator[tuple[int, list[str]]]:
-    """Id and words of every process that runs."""
+def is_server(process: Process) -> bool:
+    """Whether it is Triton."""
+    return Path(process.words[0]).name == "tritonserver"
+
+
+def running(processes: Path) -> Iterator[Process]:
+    """Every process that has not ended."""
     for folder in processes.glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_text(errors="replace").split("\0")
-            state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        except (OSError, IndexError):  # it ended meanwhile
+            state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+        except (OSError, ValueError):  # it ended meanwhile
             continue
         if state not in GONE:
-            yield int(folder.name), words
+            yield Process(int(folder.name), int(parent), words)
 
 
 def missing(noted: Mapping[str, int], running: Mapping[str, int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.docker.files import DOCKER, last, stages
+from tests.unit.docker.files import DOCKER, ROOT, last, stages
 
 PROBE = DOCKER / "triton" / "probe.py"
 
@@ -57,12 +56,12 @@ def server(answers: dict[str, int]) -> Iterator[int]:
             thread.join()
 
 
-def process(folder: Path, pid: int, words: list[str], state: str = "S") -> None:
+def process(folder: Path, pid: int, words: list[str], state: str = "S", parent: int = 1) -> None:
     """A process as /proc shows it."""
     own = folder / str(pid)
     own.mkdir(parents=True, exist_ok=True)
     (own / "cmdline").write_text("\0".join([*words, ""]))
-    (own / "stat").write_text(f"{pid} (a (b) c) {state} 1 1")
+    (own / "stat").write_text(f"{pid} (a (b) c) {state} {parent} 1")
 
 
 STUB = "/opt/tritonserver/backends/python/triton_python_backend_stub"
@@ -70,17 +69,27 @@ READY = {"/v2/health/ready": 200, "/v2/health/live": 200}
 LOADING = {"/v2/health/ready": 400, "/v2/health/live": 200}
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Path:
-    """Triton, one process of multidiffusion and two of unet."""
-    folder = tmp_path / "proc"
-    process(folder, 1, ["tritonserver", "--model-repository=/models/repository"])
-    for pid, model in ((20, "multidiffusion"), (21, "unet"), (22, "unet")):
-        process(folder, pid, [STUB, f"/models/repository/{model}/1/model.py", "triton_python_backend_shm"])
+def serve(folder: Path, pid: int) -> Path:
+    """Triton with this process id, one process of multidiffusion and two of unet, in a folder as /proc; returns it."""
+    process(folder, pid, ["/opt/tritonserver/bin/tritonserver", "--model-repository=/models/repository"], parent=0)
+    for child, model in ((20, "multidiffusion"), (21, "unet"), (22, "unet")):
+        words = [STUB, f"/models/repository/{model}/1/model.py", "triton_python_backend_shm"]
+        process(folder, child, words, parent=pid)
     return folder
 
 
+@pytest.fixture
+def processes(tmp_path: Path) -> Path:
+    """A container's: its first is Triton."""
+    return serve(tmp_path / "proc", pid=1)
+
+
 def test_model_processes_are_counted_by_model(probe: Any, processes: Path) -> None:
+    assert probe.model_processes(processes) == {"multidiffusion": 1, "unet": 2}
+
+
+def test_what_a_model_starts_is_no_process_of_the_model(probe: Any, processes: Path) -> None:
+    process(processes, 23, [STUB, "/models/repository/unet/1/model.py"], parent=22)
     assert probe.model_processes(processes) == {"multidiffusion": 1, "unet": 2}
 
 
@@ -94,9 +103,9 @@ def test_a_loading_server_is_live_and_not_ready(probe: Any, processes: Path, tmp
     note = tmp_path / "note"
     with server(LOADING) as port:
         for question in ("start", "ready"):
-            fault = probe.find_fault(question, port=port, note=note, processes=processes, shared=tmp_path)
+            fault = probe.find_fault(question, port=port, note=note, processes=processes)
             assert fault == "/v2/health/ready: status 400"
-        assert probe.find_fault("live", port=port, note=note, processes=processes, shared=tmp_path) == ""
+        assert probe.find_fault("live", port=port, note=note, processes=processes) == ""
     assert not note.exists()
 
 
@@ -104,10 +113,10 @@ def test_a_ready_server_is_ready_until_a_model_process_dies(probe: Any, processe
     note = tmp_path / "note"
     with server(READY) as port:
         for question in ("start", "ready", "live"):
-            assert probe.find_fault(question, port=port, note=note, processes=processes, shared=tmp_path) == ""
+            assert probe.find_fault(question, port=port, note=note, processes=processes) == ""
         (processes / "20" / "cmdline").write_text("")
         for question in ("ready", "live"):
-            fault = probe.find_fault(question, port=port, note=note, processes=processes, shared=tmp_path)
+            fault = probe.find_fault(question, port=port, note=note, processes=processes)
             assert fault == "processes have ended: multidiffusion (0 of 1)"
 
 
@@ -116,97 +125,85 @@ def test_a_new_start_notes_anew(probe: Any, processes: Path, tmp_path: Path) -> 
     note = tmp_path / "note"
     note.write_text('{"gone": 3}')
     with server(READY) as port:
-        assert probe.find_fault("live", port=port, note=note, processes=processes, shared=tmp_path).startswith(
-            "processes have ended"
-        )
-        assert probe.find_fault("start", port=port, note=note, processes=processes, shared=tmp_path) == ""
-        assert probe.find_fault("live", port=port, note=note, processes=processes, shared=tmp_path) == ""
-
-
-def test_a_new_start_removes_the_shared_memory_of_a_server_that_was_killed(
-    probe: Any, processes: Path, tmp_path: Path
-) -> None:
-    """And nothing that is mapped, or that is not Triton's."""
-    region = "triton_python_backend_shm_region_"
-    shared = tmp_path / "shm"
-    shared.mkdir()
-    for name in (f"{region}parent", f"{region}stub", f"{region}killed", "other"):
-        (shared / name).touch()
-    for pid, name in ((1, "parent"), (20, "stub")):
-        maps = ["7f00-7f10 r-xp 00000000 00:1 7 /lib/libc.so", f"7f20-7f30 rw-s 0 00:1 8   {shared}/{region}{name}"]
-        (processes / str(pid) / "maps").write_text("\n".join(maps))
-    asked = {"note": tmp_path / "note", "processes": processes, "shared": shared}
-    with server(READY) as port:
-        for question in ("ready", "live"):
-            probe.find_fault(question, port=port, **asked)
-            assert (shared / f"{region}killed").exists()
-        assert probe.find_fault("start", port=port, **asked) == ""
-    assert {path.name for path in shared.iterdir()} == {f"{region}parent", f"{region}stub", "other"}
+        assert probe.find_fault("live", port=port, note=note, processes=processes).startswith("processes have ended")
+        assert probe.find_fault("start", port=port, note=note, processes=processes) == ""
+        assert probe.find_fault("live", port=port, note=note, processes=processes) == ""
 
 
 def test_ready_alone_notes_too(probe: Any, processes: Path, tmp_path: Path) -> None:
     """A health check of Docker has no start of its own."""
     note = tmp_path / "note"
     with server(READY) as port:
-        assert probe.find_fault("ready", port=port, note=note, processes=processes, shared=tmp_path) == ""
+        assert probe.find_fault("ready", port=port, note=note, processes=processes) == ""
     assert note.exists()
 
 
 @pytest.fixture
-def triton(processes: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that goes by Triton's name, as /proc shows it."""
-    command = ["/opt/tritonserver/bin/tritonserver", "-c", "import time; time.sleep(60)"]
-    with subprocess.Popen(command, executable=sys.executable) as running:
-        (processes / "1").rename(processes / str(running.pid))
-        yield running
-        running.kill()
+def sent(probe: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The signals that are sent, each with its process; they arrive nowhere."""
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(probe.os, "kill", lambda *signalled: signals.append(signalled))
+    return signals
 
 
-def test_guard_ends_a_server_whose_model_process_has_died(
-    probe: Any, processes: Path, tmp_path: Path, triton: subprocess.Popen[bytes]
+def test_guard_kills_a_server_whose_model_process_has_died(
+    probe: Any, tmp_path: Path, sent: list[tuple[int, int]]
 ) -> None:
-    asked = {"note": tmp_path / "note", "processes": processes}
+    processes = serve(tmp_path / "proc", pid=7)
     with server(READY) as port:
-        assert probe.guard(port=port, **asked) == ""
-        assert triton.poll() is None
+        assert probe.guard(port=port, note=tmp_path / "note", processes=processes) == ""
+        assert sent == []
         (processes / "20" / "cmdline").write_text("")
-        assert probe.guard(port=port, **asked) == "processes have ended: multidiffusion (0 of 1)"
-    assert triton.wait(timeout=10) == -signal.SIGKILL
-
-
-def test_guard_ends_a_server_that_lives_and_is_not_ready_for_its_dead_process(
-    probe: Any, processes: Path, tmp_path: Path, triton: subprocess.Popen[bytes]
-) -> None:
-    note = tmp_path / "note"
-    note.write_text('{"multidiffusion": 2}')
-    with server(LOADING) as port:
-        assert probe.guard(port=port, note=note, processes=processes) == "/v2/health/ready: status 400"
-    assert triton.wait(timeout=10) == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("answers", [LOADING, {"/v2/health/live": 400}], ids=["loading", "ending"])
-def test_guard_leaves_a_server_that_loads_or_ends_by_itself(
-    probe: Any, processes: Path, tmp_path: Path, triton: subprocess.Popen[bytes], answers: dict[str, int]
-) -> None:
-    note = tmp_path / "note"
-    if answers is not LOADING:
-        note.write_text('{"multidiffusion": 2}')
-    with server(answers) as port:
-        assert probe.guard(port=port, note=note, processes=processes)
-    assert triton.poll() is None
+        fault = probe.guard(port=port, note=tmp_path / "note", processes=processes)
+    assert fault == "processes have ended: multidiffusion (0 of 1)"
+    assert sent == [(7, signal.SIGKILL)]
 
 
 def test_guard_asks_the_first_process_of_a_container_to_end(
-    probe: Any, processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probe: Any, processes: Path, tmp_path: Path, sent: list[tuple[int, int]]
 ) -> None:
     """Nobody inside can kill it."""
-    sent = list[tuple[int, int]]()
-    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    note = tmp_path / "note"
-    note.write_text('{"multidiffusion": 2}')
+    (tmp_path / "note").write_text('{"multidiffusion": 2}')
     with server(READY) as port:
-        assert probe.guard(port=port, note=note, processes=processes)
+        assert probe.guard(port=port, note=tmp_path / "note", processes=processes)
     assert sent == [(1, signal.SIGTERM)]
+
+
+def test_guard_kills_a_server_that_is_not_ready_for_its_dead_process(
+    probe: Any, tmp_path: Path, sent: list[tuple[int, int]]
+) -> None:
+    """As Triton says since 26.04."""
+    processes, note = serve(tmp_path / "proc", pid=7), tmp_path / "note"
+    note.write_text('{"multidiffusion": 2}')
+    with server(LOADING) as port:
+        assert probe.guard(port=port, note=note, processes=processes) == "/v2/health/ready: status 400"
+    assert sent == [(7, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "noted"),
+    [(LOADING, None), (LOADING, '{"multidiffusion": 1, "unet": 2}'), ({"/v2/health/live": 400}, '{"unet": 3}')],
+    ids=["loading", "not ready", "ending"],
+)
+def test_guard_leaves_a_server_that_has_lost_nothing_or_ends_by_itself(
+    probe: Any, processes: Path, tmp_path: Path, sent: list[tuple[int, int]], answers: dict[str, int], noted: str | None
+) -> None:
+    note = tmp_path / "note"
+    if noted:
+        note.write_text(noted)
+    with server(answers) as port:
+        assert probe.guard(port=port, note=note, processes=processes)
+    assert sent == []
+
+
+def test_what_a_killed_server_leaves_is_removed_before_the_next_one_starts(probe: Any) -> None:
+    """By a script that the base image's entry point sources: `rm` tells here what it would remove."""
+    (stage,) = stages(DOCKER / "triton.Dockerfile")
+    (source, target) = next(each.words() for each in stage if each.name == "COPY" and "leftovers" in each.value)
+    assert target == f"/opt/nvidia/entrypoint.d/{Path(source).name}"
+    command = ["bash", "-euc", 'rm() { printf "%s\\n" "$@"; }; set -f; . "$1"', "bash", str(ROOT / source)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["-f", "/dev/shm/triton_python_backend_shm_region_*", str(probe.NOTE)]  # noqa: S108
 
 
 def test_a_server_that_is_away_or_silent_is_a_fault(
@@ -215,9 +212,9 @@ def test_a_server_that_is_away_or_silent_is_a_fault(
     monkeypatch.setattr(probe, "SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes, shared=tmp_path)
+        fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes)
         assert "TimeoutError" in fault
-    fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes, shared=tmp_path)
+    fault = probe.find_fault("live", port=port, note=tmp_path / "note", processes=processes)
     assert "ConnectionRefusedError" in fault
 
 

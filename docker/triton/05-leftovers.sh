@@ -1,0 +1,3 @@
+# Sourced by the base image's entry point, before Triton starts. What a Triton that was killed leaves behind outlives its
+# container where a volume of the pod holds it: shared memory of its models' processes, and the probe's note of them.
+rm -f /dev/shm/triton_python_backend_shm_region_* /tmp/multsd-model-processes.json
