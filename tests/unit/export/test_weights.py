@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,14 @@ from safetensors.torch import load_file, save_file
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.errors import CheckpointError
 from multsd_export.networks import networks_of
+from multsd_export.pipeline import export
+from multsd_export.profiles import Device, torch_profile
 from multsd_export.weights import find_weights
 
+from .conftest import Exported
+
 UNET = "diffusion_pytorch_model"
+Progress = Callable[[str, float], None]
 
 
 class Malicious:
@@ -131,12 +138,14 @@ def test_a_single_pickled_file_is_refused_unopened_with_the_command(tmp_path: Pa
     assert not (tmp_path / "harm").exists()
 
 
-def test_pickles_beside_safetensors_are_never_opened(folder: Path, tmp_path: Path) -> None:
+def test_pickles_beside_safetensors_are_never_opened(exported: Exported, tmp_path: Path, progress: Progress) -> None:
+    options = exported.copy(tmp_path)
     names = {"text_encoder": "pytorch_model", "unet": UNET, "vae": UNET}
     for component, name in names.items():
-        (folder / component / f"{name}.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "harm")))
-    networks = networks_of(read_checkpoint(folder))
+        (options.checkpoint / component / f"{name}.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "harm")))
+    networks = networks_of(read_checkpoint(options.checkpoint))
     assert {network.name for network in networks} == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     for network in networks:
-        network.load(torch.float32)
+        network.load(torch.float32)  # as an export to ONNX does, which takes longer
+    assert export(replace(options, profile=torch_profile(Device.CPU)), progress)
     assert not (tmp_path / "harm").exists()
