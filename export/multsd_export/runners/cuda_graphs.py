@@ -127,7 +127,10 @@ def _measure(
     started = time.perf_counter()
     CudaGraphs(module, [tensor[:1] for tensor in largest]).capture(1)  # what fails here leaves little memory behind
     memory_format = _choose_format(module, largest)
+    _free_memory()  # so that what the allocator takes from here on is the graphs'
+    before = torch.cuda.memory_reserved()
     graphs = capture_all(module, largest)
+    memory = torch.cuda.memory_reserved() - before
     forwards: dict[int, Forward] = {}
     seconds: dict[int, tuple[float, float]] = {}
     for rows in range(len(largest[0]), 0, -1):
@@ -138,8 +141,8 @@ def _measure(
         replayed, eager = _seconds(graphs, inputs), _seconds(module, inputs)
         seconds[rows] = replayed, eager
         forwards[rows] = module if eager < MARGIN * replayed else graphs
-    taken = time.perf_counter() - started
-    tell(_describe(memory_format, seconds, sum(each is graphs for each in forwards.values()), taken))
+    replayed_rows = sum(each is graphs for each in forwards.values())
+    tell(_describe(memory_format, seconds, replayed_rows, memory, time.perf_counter() - started))
 
     def forward(*inputs: Tensor) -> Any:
         return forwards[len(inputs[0])](*inputs)
@@ -196,13 +199,17 @@ def _distance(found: Any, expected: Any) -> float:
 
 
 def _describe(
-    memory_format: torch.memory_format, seconds: Mapping[int, tuple[float, float]], replayed: int, taken: float
+    memory_format: torch.memory_format,
+    seconds: Mapping[int, tuple[float, float]],
+    replayed: int,
+    memory: int,
+    taken: float,
 ) -> str:
-    """What was measured, in a line."""
+    """What was measured, in a line. memory: bytes of the tensors that the graphs hold."""
     times = [
         f"{rows} row{'s' if rows > 1 else ''} replayed in {seconds[rows][0] * 1e3:.1f} ms, eager in "
         f"{seconds[rows][1] * 1e3:.1f}"
         for rows in sorted({min(seconds), max(seconds)})
     ]
-    of_them = f"CUDA graphs for {replayed} of {len(seconds)} numbers of rows"
+    of_them = f"CUDA graphs for {replayed} of {len(seconds)} numbers of rows, {memory / 2**20:.0f} MiB"
     return f"{FORMATS[memory_format]}, {of_them}; {'; '.join(times)}; measured in {taken:.1f} s"
