@@ -37,9 +37,9 @@ EXPOSE 8001 8002
 # Ends a server whose model's process has died: Docker restarts what has ended, and not what is unhealthy.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=10m --retries=3 \
   CMD ["python3", "/opt/multsd/probe.py", "guard"]
-# The base image's entry point stays: it checks the driver, and runs this. HTTP is for the probes alone. Exported
-# configurations are complete: to look for what they lack, Triton would read every engine and start every Python model
-# one time more.
+# The base image's entry point stays: it checks the driver, and runs this. HTTP is for the probes alone; metrics
+# would follow it to loopback. Exported configurations are complete: to look for what they lack, Triton would read every
+# engine and start every Python model one time more.
 CMD ["tritonserver", \
      "--model-repository=/models/repository", \
      "--model-control-mode=none", \
@@ -48,4 +48,6 @@ CMD ["tritonserver", \
      "--strict-readiness=true", \
      "--exit-timeout-secs=330", \
      "--http-address=127.0.0.1", \
+     "--grpc-address=0.0.0.0", \
+     "--metrics-address=0.0.0.0", \
      "--grpc-max-response-pool-size=64"]

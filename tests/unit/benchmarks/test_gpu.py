@@ -82,7 +82,7 @@ def test_pictures_that_differ_are_named_and_so_are_those_that_are_no_numbers() -
 def test_what_the_runners_chose_is_read_from_tritons_log(tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
     before = "I1127 19:26:52.557975 29627"
-    told = _describe(torch.channels_last, {1: (0.0091, 0.055), 2: (0.01, 0.055)}, replayed=2, taken=9.3)
+    told = _describe(torch.channels_last, {1: (0.0091, 0.055), 2: (0.01, 0.055)}, replayed=2, memory=0, taken=9.3)
     replayed = f"unet: {told}"
     eager = "text_encoder_2: eager, without CUDA graphs: OutOfMemoryError: 2 GiB"
     log.write_text(

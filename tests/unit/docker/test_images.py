@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import subprocess
 from collections.abc import Iterator
@@ -174,6 +175,14 @@ def triton_flags() -> list[str]:
 def test_every_flag_of_the_server_is_one_of_tritons(triton_help: str) -> None:
     for flag in triton_flags():
         assert is_triton_flag(flag, triton_help), flag
+
+
+def test_callers_and_prometheus_reach_triton_and_http_is_the_containers_own() -> None:
+    flags = dict(flag.split("=", 1) for flag in triton_flags() if "=" in flag)
+    assert flags["--http-address"] == "127.0.0.1"
+    assert not ipaddress.ip_address(flags["--grpc-address"]).is_loopback
+    # Where it is not said, Triton takes that of HTTP.
+    assert not ipaddress.ip_address(flags["--metrics-address"]).is_loopback
 
 
 def test_the_gateways_image_sets_only_settings_that_exist() -> None:
