@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-WEIGHT = re.compile(r"\((?:[^()]*,)?\s*([^(),]*:\s*\d+(?:\.\d+)?)\s*\)")  # "(word:1.4)", a habit from other tools
+# Each in time that grows with the text alone: a pattern holds the interpreter for as long as it is matched.
+IN_PARENTHESES = re.compile(r"\(([^()]*)\)")
+WEIGHTED = re.compile(r".*:\s*\d+(?:\.\d+)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,12 @@ def _warnings(text: str, tokenized: TokenizedText, tokenizer: PromptTokenizer) -
     messages = []
     if tokenized.cut:
         messages.append(f"cut at {tokenizer.max_length} tokens; left out: {tokenized.cut!r}")
-    if weight := WEIGHT.search(text):
-        messages.append(f"weights such as {weight.group(1)[-60:]!r} are read as plain text, not applied")
+    if weight := find_weight(text):
+        messages.append(f"weights such as {weight[-60:]!r} are read as plain text, not applied")
     return messages
+
+
+def find_weight(text: str) -> str | None:
+    """The first weighted word, a habit from other tools: "word:1.4" where the text has "(word:1.4)"."""
+    inside = (each[1].rpartition(",")[2].strip() for each in IN_PARENTHESES.finditer(text))
+    return next(filter(WEIGHTED.fullmatch, inside), None)

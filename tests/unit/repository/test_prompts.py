@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prompts import tokenize_prompts
+from prompts import find_weight, tokenize_prompts
 from tests.unit.repository.tiny import END, MAX_LENGTH, START, UNKNOWN, WORDS, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -91,6 +91,16 @@ def test_weights_are_told_not_to_apply(text: str, weight: str) -> None:
 @pytest.mark.parametrize("text", ["", "a cat", "a cat (red)", "at 12:30", "(a: cat)", "(cat:red)", "(cat 1.4)"])
 def test_nothing_else_is_warned_of(text: str) -> None:
     assert tokenize_prompts([TOKENIZER], [text], [text]).warnings == ()
+
+
+LONG = 200_000  # of which the square would be hours
+
+
+@pytest.mark.parametrize(
+    "text", ["(" + " " * LONG + ":" * LONG, "(" + ": " * LONG + ")", "(" * LONG + ")" * LONG, "(:" + "1" * LONG + "x)"]
+)
+def test_a_text_made_to_be_slow_is_read_in_time_that_grows_with_it(text: str) -> None:
+    assert find_weight(text) is None
 
 
 def test_every_tokenizer_has_its_own_ids_of_the_same_texts() -> None:
