@@ -34,8 +34,8 @@ from errors import (
 )
 from metrics import Metrics
 from network_calls import NetworkCalls
-from parameters import Limits, most_rows, parse_deadline, parse_parameters, parse_progress
-from pipeline import Observer, Picture, paint
+from parameters import Limits, Parameters, most_rows, parse_parameters
+from pipeline import Observer, Picture, check, paint
 from sampling import Denoising, UNetRows
 from schedulers import DEFAULT_SAMPLER, make_scheduler
 
@@ -135,33 +135,25 @@ class TritonPythonModel:
     async def _admit(self, request: Any, sender: Any) -> Any:
         arrived = time.monotonic()
         arrays = {field: input_array(request, field) for field in self.fields}
-        rows = most_rows(
-            {field: array for field, array in arrays.items() if field != "masks"},
-            limits=self.limits,
-            window=self.checkpoint.window,
-            view_stride=self.checkpoint.view_stride,
-            cell=self.checkpoint.vae_scale_factor,
+        # All that can be told without work is told at once, and not after a wait.
+        checkpoint = self.checkpoint
+        parameters = parse_parameters(
+            arrays, limits=self.limits, window=checkpoint.window, view_stride=checkpoint.view_stride
         )
-        deadline = parse_deadline(arrays)
-        progress = Progress(request, sender, wanted=parse_progress(arrays), arrived=arrived, deadline=deadline)
+        check(parameters, checkpoint)
+        rows = most_rows(parameters, window=checkpoint.window, cell=checkpoint.vae_scale_factor)
+        deadline = parameters.deadline_s
+        progress = Progress(request, sender, wanted=parameters.progress, arrived=arrived, deadline=deadline)
         async with (
             within(deadline, arrived=arrived),
             self.admission.place(rows, progress.queued, progress.look) as place,
         ):
             progress.check()  # it may have waited long
-            return await self._paint(request, arrays, progress, place, arrived)
+            return await self._paint(request, parameters, progress, place, arrived)
 
     async def _paint(
-        self,
-        request: Any,
-        arrays: Mapping[str, npt.NDArray[Any] | None],
-        progress: "Progress",
-        place: Place,
-        arrived: float,
+        self, request: Any, parameters: Parameters, progress: "Progress", place: Place, arrived: float
     ) -> Any:
-        parameters = parse_parameters(
-            arrays, limits=self.limits, window=self.checkpoint.window, view_stride=self.checkpoint.view_stride
-        )
         steps, rows_of_reference = parameters.num_inference_steps, 0
 
         def planned(rows: int, reference: int) -> None:

@@ -41,7 +41,7 @@ class Parameters:
 
     prompt: tuple[str, ...]  # (R)
     negative_prompt: tuple[str, ...]  # (R)
-    masks: npt.NDArray[np.bool_]  # (R - 1, height, width)
+    masks: npt.NDArray[np.uint8 | np.bool_]  # (R - 1, height, width), as they came: non-zero inside the region
     height: int
     width: int
     num_inference_steps: int
@@ -96,40 +96,24 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
         scheduler=(_texts(arrays, "scheduler", limits) or (DEFAULT_SAMPLER,))[0],
         view_stride=_integer(arrays, "view_stride", 1, window, default=view_stride),
         preview_every=_steps(arrays, "preview_every", 0, limits, default=0),
-        deadline_s=parse_deadline(arrays),
-        progress=parse_progress(arrays),
+        deadline_s=_deadline(arrays),
+        progress=bool(_scalar(arrays, "progress", False)),
         return_latents=bool(_scalar(arrays, "return_latents", False)),
         warnings=tuple(_guidance_warnings(arrays, negative_prompt)),
     )
 
 
-def parse_deadline(arrays: Arrays) -> float:
-    """Seconds that the request has from its arrival; infinite where none were set. Raises InvalidRequestError."""
-    seconds = float(_scalar(arrays, "deadline_s", math.inf))
-    if arrays.get("deadline_s") is not None and not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidRequestError("deadline_s", f"expected a number above 0, found {seconds}")
-    return seconds
+def count_views(parameters: Parameters, *, window: int, cell: int) -> int:
+    """Windows that cover a request's canvas; window in latent cells, cell in pixels."""
+    height, width = (max(-(-side // cell), window) for side in (parameters.height, parameters.width))
+    return len(offsets(height, window, parameters.view_stride)) * len(offsets(width, window, parameters.view_stride))
 
 
-def parse_progress(arrays: Arrays) -> bool:
-    """Whether the caller wants to hear of a request before its end."""
-    return bool(_scalar(arrays, "progress", False))
-
-
-def most_rows(arrays: Arrays, *, limits: Limits, window: int, view_stride: int, cell: int) -> int:
-    """An upper bound of the UNet rows that a request takes, from its small fields: no mask is looked at.
-
-    Raises InvalidRequestError naming field, expected and found.
-    """
-    prompt = arrays.get("prompt")
-    regions = 0 if prompt is None else prompt.size
-    if not 1 <= regions <= limits.max_regions:
-        raise InvalidRequestError("prompt", f"expected 1 to {limits.max_regions} regions, found {regions}")
-    height, width = (max(-(-side // cell), window) for side in _size(arrays, limits))
-    stride = _integer(arrays, "view_stride", 1, window, default=view_stride)
-    views = len(offsets(height, window, stride)) * len(offsets(width, window, stride))
-    rows_a_pair = 1 if _guidance_scale(arrays) == 1 else 2
-    return views * regions * rows_a_pair * _steps(arrays, "num_inference_steps", 1, limits, default=50)
+def most_rows(parameters: Parameters, *, window: int, cell: int) -> int:
+    """An upper bound of the UNet rows that a request takes: no mask is looked at."""
+    rows_a_pair = 1 if parameters.guidance_scale == 1 else 2
+    views = count_views(parameters, window=window, cell=cell)
+    return views * parameters.regions * rows_a_pair * parameters.num_inference_steps
 
 
 def _scalar(arrays: Arrays, field: str, default: Any) -> Any:
@@ -158,6 +142,14 @@ def _size(arrays: Arrays, limits: Limits) -> tuple[int, int]:
             "height", f"expected at most {limits.max_pixels} pixels in all, found {height} x {width}"
         )
     return height, width
+
+
+def _deadline(arrays: Arrays) -> float:
+    """Infinite where none was set."""
+    seconds = float(_scalar(arrays, "deadline_s", math.inf))
+    if arrays.get("deadline_s") is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequestError("deadline_s", f"expected a number above 0, found {seconds}")
+    return seconds
 
 
 def _guidance_scale(arrays: Arrays) -> float:
@@ -210,7 +202,9 @@ def _negatives(arrays: Arrays, limits: Limits, *, regions: int) -> tuple[str, ..
     return negatives
 
 
-def _masks(arrays: Arrays, limits: Limits, *, regions: int, height: int, width: int) -> npt.NDArray[np.bool_]:
+def _masks(
+    arrays: Arrays, limits: Limits, *, regions: int, height: int, width: int
+) -> npt.NDArray[np.uint8 | np.bool_]:
     masks = arrays.get("masks")
     expected = (regions - 1, height, width)
     if math.prod(expected) > limits.max_mask_pixels:
@@ -224,5 +218,4 @@ def _masks(arrays: Arrays, limits: Limits, *, regions: int, height: int, width: 
         raise InvalidRequestError(
             "masks", f"expected shape {expected} (one per prompt after the first, height, width), found {found}"
         )
-    inside: npt.NDArray[np.bool_] = masks != 0
-    return inside
+    return masks

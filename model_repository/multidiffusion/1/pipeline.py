@@ -19,13 +19,13 @@ from checkpoint import Checkpoint, TextEncoder
 from conditioning import Conditioning, join_encodings, make_time_ids
 from decoding import decode
 from errors import InvalidRequestError
-from parameters import Parameters
+from parameters import Parameters, count_views
 from preview import preview_image
 from prompts import TokenizedPrompts, tokenize_prompts
 from regions import Canvas, make_canvas, overlaps, region_masks
 from row_plan import Regions, count_reference_rows
 from sampling import Bootstrapping, Denoising, Scheduler, draw_bootstrapping, draw_noise
-from schedulers import make_scheduler
+from schedulers import check_sampler, make_scheduler
 from views import make_views
 
 # A seed's backgrounds are drawn apart from its noise: bootstrapping changes the picture, never the noise.
@@ -97,8 +97,21 @@ class Job:
     warnings: tuple[tuple[str, str], ...]  # (field, message): what was asked for and will not be had
 
 
+def check(parameters: Parameters, checkpoint: Checkpoint) -> None:
+    """Refuse what a checkpoint cannot paint, before any work. Raises InvalidRequestError."""
+    check_sampler(parameters.scheduler, checkpoint.scheduler_config, parameters.num_inference_steps)
+    views = count_views(parameters, window=checkpoint.window, cell=checkpoint.vae_scale_factor)
+    if views * parameters.regions > MAX_PAIRS:
+        raise InvalidRequestError(
+            "view_stride",
+            f"expected at most {MAX_PAIRS} pairs of view and region, found {views} views of "
+            f"{parameters.regions} regions; a larger stride gives fewer views",
+        )
+
+
 def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
     """Tokenize, lay out canvas, views and masks, and make the scheduler. Raises InvalidRequestError."""
+    check(parameters, checkpoint)
     scheduler = make_scheduler(parameters.scheduler, checkpoint.scheduler_config, parameters.num_inference_steps)
     prompts = tokenize_prompts(
         [encoder.tokenizer for encoder in checkpoint.text_encoders],
@@ -109,14 +122,9 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
     window = checkpoint.window
     canvas = make_canvas(parameters.height, parameters.width, window=window, cell=checkpoint.vae_scale_factor)
     views = make_views(canvas.height, canvas.width, window=window, stride=parameters.view_stride)
-    if len(views) * parameters.regions > MAX_PAIRS:
-        raise InvalidRequestError(
-            "view_stride",
-            f"expected at most {MAX_PAIRS} pairs of view and region, found {len(views)} views of "
-            f"{parameters.regions} regions; a larger stride gives fewer views",
-        )
+    inside = parameters.masks != 0  # (R - 1, height, width)
     regions = Regions(
-        masks=torch.from_numpy(region_masks(parameters.masks, canvas)),
+        masks=torch.from_numpy(region_masks(inside, canvas)),
         views=views,
         window=window,
         prompt_embedding=prompts.prompt_embedding,
@@ -129,7 +137,7 @@ def prepare(parameters: Parameters, checkpoint: Checkpoint) -> Job:
         canvas=canvas,
         regions=regions,
         scheduler=scheduler,
-        warnings=(*parameters.warnings, *prompts.warnings, *region_warnings(parameters, regions)),
+        warnings=(*parameters.warnings, *prompts.warnings, *region_warnings(parameters, inside, regions)),
     )
 
 
@@ -259,7 +267,7 @@ def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
     return levels.permute(1, 2, 0).contiguous().numpy()
 
 
-def region_warnings(parameters: Parameters, regions: Regions) -> list[tuple[str, str]]:
+def region_warnings(parameters: Parameters, inside: npt.NDArray[np.bool_], regions: Regions) -> list[tuple[str, str]]:
     """What the regions cannot give, as (field, message)."""
     warnings = []
     for index, mask in enumerate(regions.masks[1:]):
@@ -268,7 +276,7 @@ def region_warnings(parameters: Parameters, regions: Regions) -> list[tuple[str,
     if not regions.masks[0].any():
         warnings.append(("prompt[0]", "regions cover the whole picture; the background's prompt has no effect"))
     shared: dict[int, list[str]] = {}
-    for first, second, pixels in overlaps(parameters.masks):
+    for first, second, pixels in overlaps(inside):
         shared.setdefault(second, []).append(f"masks[{first}] in {pixels} pixels")
     for second, others in shared.items():
         warnings.append((f"masks[{second}]", f"overlaps {', '.join(others)}; there they are averaged"))

@@ -63,6 +63,17 @@ def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
     return min(available, sampler.max_steps or available)
 
 
+def check_sampler(name: str, scheduler_config: Mapping[str, Any], num_inference_steps: int) -> None:
+    """Raises InvalidRequestError where the name is unknown or the steps are out of the sampler's range."""
+    if name not in SAMPLERS:
+        raise InvalidRequestError("scheduler", f"expected one of {', '.join(SAMPLERS)}, found {name[:40]!r}")
+    limit = max_steps(name, scheduler_config)
+    if not 1 <= num_inference_steps <= limit:
+        raise InvalidRequestError(
+            "num_inference_steps", f"expected 1 to {limit} for scheduler {name}, found {num_inference_steps}"
+        )
+
+
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any], num_inference_steps: int) -> Any:
     """A fresh scheduler at its first step: the sampler of that name, whichever the checkpoint names.
 
@@ -71,13 +82,7 @@ def make_scheduler(name: str, scheduler_config: Mapping[str, Any], num_inference
 
     Raises InvalidRequestError naming the field where the name is unknown or the steps are out of the sampler's range.
     """
-    if name not in SAMPLERS:
-        raise InvalidRequestError("scheduler", f"expected one of {', '.join(SAMPLERS)}, found {name[:40]!r}")
-    limit = max_steps(name, scheduler_config)
-    if not 1 <= num_inference_steps <= limit:
-        raise InvalidRequestError(
-            "num_inference_steps", f"expected 1 to {limit} for scheduler {name}, found {num_inference_steps}"
-        )
+    check_sampler(name, scheduler_config, num_inference_steps)
     sampler = SAMPLERS[name]
     noise_schedule = {key: scheduler_config[key] for key in NOISE_SCHEDULE if key in scheduler_config}
     scheduler = getattr(diffusers, sampler.scheduler).from_config(

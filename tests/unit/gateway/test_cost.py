@@ -35,14 +35,17 @@ def _model(**told: int) -> ModelDescription:
 def _by_the_model(
     window: int, own_stride: int, numbers: Mapping[str, int], optional: Mapping[str, float | None]
 ) -> int:
+    shape = (numbers["regions"], numbers["height"], numbers["width"])
     arrays = {
+        "masks": np.broadcast_to(np.uint8(0), shape),
         "prompt": np.array([b"a"] * (numbers["regions"] + 1), dtype=object),
         "height": np.array([numbers["height"]], np.int32),
         "width": np.array([numbers["width"]], np.int32),
         "num_inference_steps": np.array([numbers["steps"]], np.int32),
         **{name: np.array([value]) for name, value in optional.items() if value is not None},
     }
-    return parameters.most_rows(arrays, limits=LIMITS, window=window, view_stride=own_stride, cell=8)
+    parsed = parameters.parse_parameters(arrays, limits=LIMITS, window=window, view_stride=own_stride)
+    return parameters.most_rows(parsed, window=window, cell=8)
 
 
 def test_the_bound_is_the_models_for_any_request() -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from errors import CancelledRequestError, DeadlineError
@@ -87,6 +88,33 @@ def test_a_deadline_that_cannot_be_met_is_refused_by_what_the_unet_has_lately_ta
             await model.execute([request])
             assert request.answer.startswith("DEADLINE_EXCEEDED: deadline_s: at least 80.0 s more are needed, ")
             assert held.calls == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ({"bootstrapping": -1}, "INVALID_ARG: bootstrapping: expected 0 to 1000, found -1"),
+        ({"scheduler": b"nope"}, "INVALID_ARG: scheduler: expected one of ddim, "),
+        ({"scheduler": b"lcm", "num_inference_steps": 51}, "INVALID_ARG: num_inference_steps: expected 1 to 50 for "),
+        ({"masks": np.zeros((1024, 1024), np.uint8)}, "INVALID_ARG: masks: expected shape (0, 64, 64) "),
+        ({"height": 2048, "width": 2048, "view_stride": 1}, "INVALID_ARG: view_stride: expected at most 25000 pairs "),
+    ],
+    ids=["value", "sampler", "steps of a sampler", "masks", "pairs"],
+)
+def test_a_faulty_request_is_refused_before_it_waits(fields: dict[str, Any], answer: str) -> None:
+    async def scenario() -> None:
+        with serving(max_running=1) as (model, _, triton):
+            triton.networks["unet"] = held = Held(unet)
+            good = sent(model, Request())
+            await held.reached.wait()
+            faulty = Request(**fields)
+            async with asyncio.timeout(SOON):
+                await model.execute([faulty])
+            assert faulty.answer.startswith(answer)
+            held.let_go.set()
+            await asyncio.gather(*good)
 
     asyncio.run(scenario())
 

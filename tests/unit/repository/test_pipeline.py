@@ -214,6 +214,13 @@ def test_regions_lie_where_their_masks_are() -> None:
     assert np.array_equal(dark, parameters.masks[0])
 
 
+def test_any_value_but_zero_is_inside_a_mask() -> None:
+    parameters = parameters_of(64, 96, [(8, 16, 40, 48)])
+    levels = np.where(parameters.masks, np.random.default_rng(0).integers(1, 256, parameters.masks.shape), 0)
+    image = picture_of(replace(parameters, masks=levels.astype(np.uint8))).image
+    assert np.array_equal(image, picture_of(parameters).image)
+
+
 def test_decoder_gets_the_latents_in_the_autoencoders_own_scale() -> None:
     networks = Networks()
     picture = picture_of(parameters_of(), networks)
