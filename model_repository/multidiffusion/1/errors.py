@@ -34,3 +34,10 @@ class NetworkError(Exception):
 
 class SilentNetworkError(NetworkError):
     """A network did not answer in time."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A network gave a value that is not finite, as half precision does where it overflows."""
+
+    def __init__(self, network: str, where: str) -> None:
+        super().__init__(f"{network}: expected finite values, found others {where}")

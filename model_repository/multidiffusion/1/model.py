@@ -29,6 +29,7 @@ from errors import (
     DeadlineError,
     InvalidRequestError,
     NetworkError,
+    NotFiniteError,
     OverloadedError,
     SilentNetworkError,
 )
@@ -450,7 +451,7 @@ def json_array(values: list[dict[str, Any]]) -> npt.NDArray[np.object_]:
 
 
 def to_triton_error(error: Exception, request: Any) -> Any:
-    """The code and message that a caller gets; what nobody foresaw is logged and told in short."""
+    """The code and message that a caller gets; a fault of ours is logged, and told in short where nobody foresaw it."""
     code, message = pb_utils.TritonError.INTERNAL, str(error)
     name = "DEADLINE_EXCEEDED" if isinstance(error, DeadlineError) else None  # a name that Triton's codes lack
     if isinstance(error, NetworkError):
@@ -459,7 +460,8 @@ def to_triton_error(error: Exception, request: Any) -> Any:
         code = getattr(pb_utils.TritonError, CODES[type(error)])
     else:
         pb_utils.Logger.log_error(f"request {request.request_id() or '-'}: {type(error).__name__}: {error}")
-        message = f"internal error ({type(error).__name__})"
+        if not isinstance(error, NotFiniteError):
+            message = f"internal error ({type(error).__name__})"
     if json.loads(request.parameters() or "{}").get("name_error_codes"):
         message = f"{name or code.name}: {message}"
     return pb_utils.TritonError(message, code)

@@ -18,7 +18,7 @@ from torch import Tensor
 from checkpoint import Checkpoint, TextEncoder
 from conditioning import Conditioning, join_encodings, make_time_ids
 from decoding import decode
-from errors import InvalidRequestError
+from errors import InvalidRequestError, NotFiniteError
 from parameters import Parameters, count_views
 from preview import preview_image
 from prompts import TokenizedPrompts, tokenize_prompts
@@ -146,6 +146,9 @@ async def encode_prompts(job: Job, checkpoint: Checkpoint, encode: Encode) -> Co
     encodings = await asyncio.gather(
         *(encode(*each) for each in zip(checkpoint.text_encoders, job.prompts.input_ids, strict=True))
     )
+    for encoder, outputs in zip(checkpoint.text_encoders, encodings, strict=True):
+        for name, output in outputs.items():
+            check_finite(output, encoder.model, f"in {name}")
     time_ids = None
     if checkpoint.time_ids:
         canvas = job.canvas
@@ -198,11 +201,14 @@ async def denoise(
     """Take every step of a canvas: its latents (1, 4, h, w).
 
     after_step: with the steps done and, where a preview is due, an estimate of the clean latents.
+
+    Raises NotFiniteError, and what else the functions raise.
     """
     while not denoising.finished:
         await complete_step(denoising)
         due = preview_every > 0 and (denoising.step + 1) % preview_every == 0
         clean = denoising.advance(estimate=due)
+        check_finite(denoising.latents, "unet", f"after step {denoising.step}")
         after_step(denoising.step, clean)
     return denoising.latents
 
@@ -214,7 +220,7 @@ async def paint(
     networks: Networks,
     observer: Observer,
 ) -> Picture:
-    """Paint one picture. Raises InvalidRequestError, and what the networks and the observer raise."""
+    """Paint one picture. Raises InvalidRequestError, NotFiniteError, and what the networks and the observer raise."""
     stopwatch = Stopwatch()
     job = await asyncio.to_thread(prepare, parameters, checkpoint)  # large masks would hold up the others
     observer.before_step(0)
@@ -261,10 +267,20 @@ async def decode_canvas(
 
 
 def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
-    """Crop the decoded canvas (1, 3, 8h, 8w) in [-1, 1] to the picture: (height, width, 3) uint8."""
+    """Crop the decoded canvas (1, 3, 8h, 8w) in [-1, 1] to the picture: (height, width, 3) uint8.
+
+    Raises NotFiniteError.
+    """
     picture = sample[0, :, *canvas.crop]  # (3, height, width)
+    check_finite(picture, "vae_decoder", "in the picture")
     levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.permute(1, 2, 0).contiguous().numpy()
+
+
+def check_finite(values: Tensor, network: str, where: str) -> None:
+    """Raises NotFiniteError: such values would become black pixels without a word."""
+    if not torch.isfinite(values).all():
+        raise NotFiniteError(network, where)
 
 
 def region_warnings(parameters: Parameters, inside: npt.NDArray[np.bool_], regions: Regions) -> list[tuple[str, str]]:

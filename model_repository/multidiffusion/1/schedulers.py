@@ -16,7 +16,7 @@ class Sampler:
     scheduler: str
     config: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int | None = None  # None: as many as the checkpoint has training steps
-    spare_steps: int = 0  # that leading spacing lays beyond those asked for
+    spare_steps: int = 0  # that leading and linspace spacing lay beyond those asked for
 
 
 DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2}
@@ -58,7 +58,7 @@ def max_steps(name: str, scheduler_config: Mapping[str, Any]) -> int:
     sampler = SAMPLERS[name]
     # Leading spacing shifts all timesteps by the offset: the last of 1000 would be one past the end.
     available = trained_steps(scheduler_config) - int(scheduler_config.get("steps_offset", 0))
-    if scheduler_config.get("timestep_spacing") == "leading":
+    if scheduler_config.get("timestep_spacing") != "trailing":  # left out, these samplers have linspace
         available -= sampler.spare_steps
     return min(available, sampler.max_steps or available)
 

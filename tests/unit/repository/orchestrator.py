@@ -158,6 +158,7 @@ class FakeTriton(ModuleType):
         super().__init__("triton_python_backend_utils")
         self.networks: dict[str, Network] = {"unet": unet, "text_encoder": text_encoder, "vae_decoder": vae_decoder}
         self.metrics: dict[str, Metric] = {}
+        self.log: list[str] = []  # errors
         triton = self
 
         class InferenceRequest:
@@ -182,7 +183,7 @@ class FakeTriton(ModuleType):
                 return triton.metrics.setdefault(",".join([self.name, *labels.values()]), Metric())
 
         class Logger:
-            log_error = staticmethod(lambda _: None)
+            log_error = staticmethod(lambda line: triton.log.append(line))
 
         self.Tensor, self.TritonError, self.InferenceResponse = Tensor, TritonError, Response
         self.InferenceRequest, self.MetricFamily, self.Logger = InferenceRequest, MetricFamily, Logger

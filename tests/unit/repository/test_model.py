@@ -119,6 +119,23 @@ def test_a_faulty_request_is_refused_before_it_waits(fields: dict[str, Any], ans
     asyncio.run(scenario())
 
 
+def test_a_network_that_overflows_is_named_and_logged() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+
+            async def overflowing(inputs: Mapping[str, Array]) -> Array:
+                return np.full_like(await unet(inputs), np.nan)
+
+            triton.networks["unet"] = overflowing
+            request = Request()
+            await model.execute([request])
+            message = "unet: expected finite values, found others after step 1"
+            assert request.answer == f"INTERNAL: {message}"
+            assert triton.log == [f"request test: NotFiniteError: {message}"]
+
+    asyncio.run(scenario())
+
+
 def test_a_deadline_that_is_over_is_told_with_its_limit() -> None:
     async def scenario() -> None:
         with serving() as (model, _, triton):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batching import UNetBatcher
 from checkpoint import Checkpoint, TextEncoder
-from errors import CancelledRequestError, InvalidRequestError, NetworkError
+from errors import CancelledRequestError, InvalidRequestError, NetworkError, NotFiniteError
 from parameters import Parameters
 from pipeline import BACKGROUND_STREAM, Observer, Picture, paint
 from preview import preview_image
@@ -329,6 +329,42 @@ def test_failure_of_a_network_is_the_requests() -> None:
 
 def warnings_of(parameters: Parameters) -> list[tuple[str, str]]:
     return [(warning["field"], warning["message"]) for warning in picture_of(parameters).warnings]
+
+
+class Overflowing(Networks):
+    """One network gives a value that is not finite, as half precision does."""
+
+    def __init__(self, network: str) -> None:
+        super().__init__()
+        self._network = network
+
+    def _overflow(self, network: str, values: Tensor) -> Tensor:
+        values.view(-1)[-1] += torch.inf if network == self._network else 0
+        return values
+
+    async def encode(self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32]) -> dict[str, Tensor]:
+        outputs = await super().encode(encoder, input_ids)
+        return {name: self._overflow(encoder.model, values) for name, values in outputs.items()}
+
+    async def unet(self, rows: UNetRows) -> Tensor:
+        values = await super().unet(rows)
+        return self._overflow("unet", values) if len(self.calls) == 2 else values
+
+    async def vae_decoder(self, latents: Tensor) -> Tensor:
+        return self._overflow("vae_decoder", await super().vae_decoder(latents))
+
+
+@pytest.mark.parametrize(
+    ("network", "where", "unet_calls"),
+    [("text_encoder", "in last_hidden_state", 0), ("unet", "after step 2", 2), ("vae_decoder", "in the picture", 4)],
+)
+def test_values_that_are_not_finite_fail_the_request_and_name_their_network(
+    network: str, where: str, unet_calls: int
+) -> None:
+    networks = Overflowing(network)
+    with pytest.raises(NotFiniteError, match=f"^{network}: expected finite values, found others {where}$"):
+        picture_of(parameters_of(boxes=[]), networks)
+    assert len(networks.calls) == unet_calls
 
 
 def test_nothing_is_warned_of_without_need() -> None:

@@ -134,13 +134,18 @@ def test_most_steps_stay_within_the_training_schedule(name: str, spacing: str, o
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_first_of_most_steps_can_be_noised_and_taken(name: str) -> None:
-    config = CONFIG | {"timestep_spacing": "leading"}
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", None])
+def test_most_steps_can_be_noised_and_taken(name: str, spacing: str | None) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "timestep_spacing"}
+    config |= {"timestep_spacing": spacing} if spacing else {}
     scheduler = make_scheduler(name, config, max_steps(name, config))
-    sample, timestep = torch.ones(1, 4, WINDOW, WINDOW), scheduler.timesteps[0]
-    scheduler.scale_model_input(sample, timestep)
-    assert torch.isfinite(scheduler.add_noise(sample, sample, timestep[None])).all()
-    assert torch.isfinite(scheduler.step(0.5 * sample, timestep, sample, return_dict=False)[0]).all()
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.ones(1, 4, WINDOW, WINDOW)
+    for timestep in scheduler.timesteps:
+        sample = scheduler.scale_model_input(latents, timestep)
+        assert torch.isfinite(scheduler.add_noise(latents, latents, timestep[None])).all()
+        latents = step_scheduler(scheduler, 0.1 * sample, timestep, latents, generator)
+        assert torch.isfinite(latents).all()
 
 
 def alpha_and_sigma(scheduler: Any, step: int) -> tuple[float, float]:
