@@ -75,7 +75,18 @@ class Pace:
         self._at_a_time = calls
         self._clock = clock
         self._calls: deque[_Call] = deque(maxlen=KNOWN_CALLS)
+        self._answers: deque[float] = deque(maxlen=calls)  # when the last came
         self._ever, self._ever_full = _Fastest(), _Fastest()
+
+    def answered(self, rows: int, *, sent: float, padded: int = 0) -> None:
+        """Count one call of the UNet that has just ended; sent: when, by the clock.
+
+        Calls that are sent ahead wait until one of those before is answered; that is not the UNet's time.
+        """
+        now = self._clock()
+        free = self._answers[0] if len(self._answers) == self._at_a_time else -math.inf
+        self._answers.append(now)
+        self.saw(rows, now - max(sent, free), padded=padded)
 
     def saw(self, rows: int, seconds: float, *, padded: int = 0) -> None:
         """Count one call of the UNet that has just ended; padded: rows more that it had and nobody wanted."""
@@ -91,7 +102,7 @@ class Pace:
             return 0.0
         median = sorted(call.seconds for call in self._calls)[len(self._calls) // 2]
         seen = sum(min(call.seconds, LONGEST_CALL * median) for call in self._calls)
-        return rows * seen / sum(call.rows for call in self._calls)
+        return rows * seen / (sum(call.rows for call in self._calls) * self._at_a_time)
 
     def least_seconds(self, rows: int) -> float:
         """What so many rows take at the very least; 0 as long as too little is known."""

@@ -88,7 +88,6 @@ class TritonPythonModel:
         self.metrics = Metrics(make_family, self.aside.call)
         self.counted = {"hits": 0, "misses": 0}
         self.pace = Pace(places=self.checkpoint.unet_max_batch_size, calls=unet_calls)
-        self.answered = -math.inf  # when the UNet's last answer came, by the monotonic clock
         self.admission = Admission(
             running=self.limits.max_running,
             waiting=self.limits.max_waiting,
@@ -205,11 +204,8 @@ class TritonPythonModel:
         taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
         started = time.monotonic()
         prediction = (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
-        ended = time.monotonic()
         padded = len(sent) - len(rows)
-        # A call ahead has waited for the one before.
-        self.pace.saw(len(rows), ended - max(started, self.answered), padded=padded)
-        self.answered = ended
+        self.pace.answered(len(rows), sent=started, padded=padded)
         self.metrics.count_call(len(rows), padded=padded)
         return prediction[: len(rows)]
 

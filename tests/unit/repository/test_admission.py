@@ -445,6 +445,33 @@ def test_padded_calls_are_full_and_calls_at_a_time_share_the_rows() -> None:
     assert pace.seconds(160) > 160 / 2 * 0.4
 
 
+CALL, ROUNDS = 0.1, 40  # seconds
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "sent_and_answered"),
+    [
+        (1, [(k * CALL, (k + 1) * CALL) for k in range(ROUNDS)]),
+        (1, [((k - 1) * CALL, (k + 1) * CALL) for k in range(ROUNDS)]),
+        (2, [(k // 2 * CALL, (k // 2 + 1) * CALL) for k in range(ROUNDS)]),
+        (2, [(k / 2 * CALL, (k / 2 + 1) * CALL) for k in range(ROUNDS)]),
+        (2, [((k - 1) / 2 * CALL, (k / 2 + 1) * CALL) for k in range(ROUNDS)]),
+    ],
+    ids=["one", "one, sent ahead", "two in phase", "two out of phase", "two, sent ahead"],
+)
+def test_the_pace_is_that_of_all_calls_at_a_time_however_they_lie(
+    at_a_time: int, sent_and_answered: list[tuple[float, float]]
+) -> None:
+    clock = Clock()
+    pace = Pace(places=PLACES, calls=at_a_time, clock=clock)
+    for sent, answered in sent_and_answered:
+        clock.now = answered
+        pace.answered(PLACES, sent=sent)
+    expected = pytest.approx(10 * CALL / at_a_time, rel=0.01)
+    assert pace.seconds(10 * PLACES) == expected
+    assert pace.least_seconds(10 * PLACES) == expected
+
+
 def test_everyone_can_come_again_after_all_have_left() -> None:
     async def scenario() -> list[str]:
         visitors = Visitors(running=1, waiting=1)
