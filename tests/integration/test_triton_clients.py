@@ -126,6 +126,15 @@ def test_any_one_output_may_be_asked_for_of_the_unary_model(name: str, triton_ht
         assert client.infer("multidiffusion_unary", request(httpclient)).as_numpy("image").shape == (512, 512, 3)
 
 
+def test_latents_alone_without_their_field_are_a_clear_error(triton_http: str) -> None:
+    outputs = [httpclient.InferRequestedOutput("latents")]
+    with (
+        httpclient.InferenceServerClient(triton_http, network_timeout=60) as client,
+        pytest.raises(InferenceServerException, match="return_latents: expected true where latents alone are asked"),
+    ):
+        client.infer("multidiffusion_unary", request(httpclient), outputs=outputs)
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"height": np.array([50], np.int32)}, r"height: expected 64 to \d+, found 50"),
     ({"width": np.array([-1], np.int32)}, "width: expected 64"),

@@ -129,18 +129,20 @@ class Place:
     rows_left: int  # that the UNet has still to evaluate; whoever has the place tells
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Ticket:
     """A request that waits for a place."""
 
     place: Place
     admitted: asyncio.Future[None]
     on_position: OnPosition
+    told: int | None = None  # the position
 
     def tell(self, position: int) -> None:
-        """Tell the position. An error is this request's own, and no other's."""
-        if self.admitted.done():
+        """Tell the position, where it is another. An error is this request's own, and no other's."""
+        if self.admitted.done() or position == self.told:
             return
+        self.told = position
         try:
             self.on_position(position)
         except Exception as error:
@@ -227,7 +229,7 @@ class Admission:
         self._queue.append(ticket)
         self._on_change()
         try:
-            on_position(self.waiting - 1)
+            ticket.tell(self.waiting - 1)
             while not ticket.admitted.done():
                 await asyncio.wait([ticket.admitted], timeout=self._look_every)
                 if not ticket.admitted.done():

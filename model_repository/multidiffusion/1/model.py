@@ -53,6 +53,7 @@ FAILURES = {
     DeadlineError: "multsd_requests_expired_total",
 }
 
+PROGRESS = frozenset({"queue_position", "progress_steps", "preview"})  # outputs of responses before the final one
 CANCELLED_EVERY = 0.25  # seconds between looks whether the client has gone, each a message to Triton and back
 ASIDE_SECONDS = 0.003  # until Triton is told what was counted: less than most calls of a UNet take
 MOST_CALLS = 32  # of a text encoder or the VAE at a time
@@ -134,14 +135,9 @@ class TritonPythonModel:
 
     async def _admit(self, request: Any, sender: Any) -> Any:
         arrived = time.monotonic()
-        arrays = {field: input_array(request, field) for field in self.fields}
-        # All that can be told without work is told at once, and not after a wait.
-        checkpoint = self.checkpoint
-        parameters = parse_parameters(
-            arrays, limits=self.limits, window=checkpoint.window, view_stride=checkpoint.view_stride
-        )
-        check(parameters, checkpoint)
-        rows = most_rows(parameters, window=checkpoint.window, cell=checkpoint.vae_scale_factor)
+        parameters = self._read(request)
+        wanted = final_outputs(request, parameters)
+        rows = most_rows(parameters, window=self.checkpoint.window, cell=self.checkpoint.vae_scale_factor)
         deadline = parameters.deadline_s
         progress = Progress(request, sender, wanted=parameters.progress, arrived=arrived, deadline=deadline)
         async with (
@@ -149,11 +145,23 @@ class TritonPythonModel:
             self.admission.place(rows, progress.queued, progress.look) as place,
         ):
             progress.check()  # it may have waited long
-            return await self._paint(request, parameters, progress, place, arrived)
+            picture = await self._paint(request.request_id(), parameters, progress, place, arrived)
+            return picture_response(picture, wanted)
+
+    def _read(self, request: Any) -> Parameters:
+        """Check all that can be told without work: nothing faulty waits. Raises InvalidRequestError."""
+        parameters = parse_parameters(
+            {field: input_array(request, field) for field in self.fields},
+            limits=self.limits,
+            window=self.checkpoint.window,
+            view_stride=self.checkpoint.view_stride,
+        )
+        check(parameters, self.checkpoint)
+        return parameters
 
     async def _paint(
-        self, request: Any, parameters: Parameters, progress: "Progress", place: Place, arrived: float
-    ) -> Any:
+        self, request_id: str, parameters: Parameters, progress: "Progress", place: Place, arrived: float
+    ) -> Picture:
         steps, rows_of_reference = parameters.num_inference_steps, 0
 
         def planned(rows: int, reference: int) -> None:
@@ -173,13 +181,12 @@ class TritonPythonModel:
         picture = await paint(
             parameters,
             checkpoint=self.checkpoint,
-            networks=BlsNetworks(request.request_id(), self, place),
+            networks=BlsNetworks(request_id, self, place),
             observer=Observer(before_step=before_step, preview=progress.preview, planned=planned),
         )
         progress.look()  # nobody was asked while it was decoded
         self.metrics.observe("multsd_picture_seconds", time.monotonic() - arrived)
-        wanted = frozenset(request.requested_output_names())
-        return picture_response(picture, wanted if parameters.return_latents else wanted - {"latents"})
+        return picture
 
     def _count_failure(self, error: Exception) -> None:
         for kind, name in FAILURES.items():
@@ -426,6 +433,17 @@ class Progress:
     def _send(self, name: str, array: npt.NDArray[Any]) -> None:
         if name in self._outputs:
             self._sender.send(pb_utils.InferenceResponse([pb_utils.Tensor(name, array)]))
+
+
+def final_outputs(request: Any, parameters: Parameters) -> frozenset[str]:
+    """What a request wants of the final response. Raises InvalidRequestError where it asks for nothing of a picture.
+
+    Who names no outputs asks for all of them, so that the latents have to be asked for by a field of their own.
+    """
+    wanted = frozenset(request.requested_output_names()) - PROGRESS
+    if wanted == {"latents"} and not parameters.return_latents:
+        raise InvalidRequestError("return_latents", "expected true where latents alone are asked for, found false")
+    return wanted if parameters.return_latents else wanted - {"latents"}
 
 
 def picture_response(picture: Picture, wanted: Collection[str]) -> Any:

@@ -158,7 +158,7 @@ def _guidance_scale(arrays: Arrays) -> float:
 
 
 def _asked_guidance_scale(arrays: Arrays) -> float:
-    value = float(_scalar(arrays, "guidance_scale", 7.5))
+    value = float(str(_scalar(arrays, "guidance_scale", 7.5)))  # 7.3 as it was written, not as float32 widens it
     if not (math.isfinite(value) and 0 <= value <= MAX_GUIDANCE_SCALE):
         raise InvalidRequestError("guidance_scale", f"expected 0 to {MAX_GUIDANCE_SCALE:g}, found {value}")
     return value

@@ -101,8 +101,9 @@ class Sender:
 class Request:
     """A picture of 64 x 64 pixels in four steps of two rows, unless told otherwise."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *, outputs: Sequence[str] = OUTPUTS, **fields: Any) -> None:
         self.sender = Sender()
+        self.outputs = outputs
         sizes = {"height": 64, "width": 64, "seed": 1, "num_inference_steps": 4, "bootstrapping": 0}
         given = {name: np.array([value]) for name, value in {**sizes, **fields}.items()}
         self.arrays: dict[str, Array] = {"prompt": np.array([b"the moon"], dtype=object), **given}
@@ -111,7 +112,7 @@ class Request:
         return self.sender
 
     def requested_output_names(self) -> Sequence[str]:
-        return OUTPUTS
+        return self.outputs
 
     def request_id(self) -> str:
         return "test"

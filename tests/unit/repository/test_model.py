@@ -119,6 +119,20 @@ def test_a_faulty_request_is_refused_before_it_waits(fields: dict[str, Any], ans
     asyncio.run(scenario())
 
 
+def test_latents_alone_have_to_be_asked_for_by_their_field_too() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, _triton):
+            request = Request(outputs=["latents"])
+            await model.execute([request])
+            assert request.answer.startswith("INVALID_ARG: return_latents: expected true where latents alone are asked")
+            asked = Request(outputs=["latents"], return_latents=True)
+            await model.execute([asked])
+            assert asked.sender.final is not None
+            assert list(asked.sender.final.tensors) == ["latents"]
+
+    asyncio.run(scenario())
+
+
 def test_a_network_that_overflows_is_named_and_logged() -> None:
     async def scenario() -> None:
         with serving() as (model, _, triton):

@@ -237,6 +237,11 @@ def test_summary_has_what_the_picture_depends_on_but_no_text_and_no_masks() -> N
     }
 
 
+@pytest.mark.parametrize("value", [7.3, 1.1, 0.3, 100.0])
+def test_the_scale_is_told_as_it_was_asked_for(value: float) -> None:
+    assert parse(request(guidance_scale=real(value))).guidance_scale == max(value, 1.0)
+
+
 def scalars(dtype: type[np.generic], likely: st.SearchStrategy[Any]) -> st.SearchStrategy[npt.NDArray[Any] | None]:
     """One value that may well be right, or any of its type, or none."""
     any_array = arrays_of.arrays(dtype, 1)
