@@ -69,11 +69,11 @@ def sd2_cases(side: int) -> tuple[Case, ...]:
     """512x512 with 1 mask, 512 wide and 768 high with 3, 2048 wide and 512 high with 4, where a side is 512 pixels."""
     quarter, half = side // 4, side // 2
     thirds = tuple((0, half * i, side, half * (i + 1)) for i in range(3))
-    quarters = tuple((side * i, 0, side * (i + 1), side) for i in range(4))
+    columns = tuple((side * i, 0, side * i + half, side) for i in range(4))
     return (
         Case(side, side, ((quarter, quarter, 3 * quarter, 3 * quarter),), steps=35, bootstrapping=20, goal=2.5),
         Case(3 * half, side, thirds, steps=50, bootstrapping=20, goal=2.5),
-        Case(side, 4 * side, quarters, steps=50, bootstrapping=20, goal=4.0),
+        Case(side, 4 * side, columns, steps=50, bootstrapping=20, goal=4.0),
     )
 
 

@@ -1,11 +1,11 @@
 """The published method's networks in torch, eager: what `make bench-gpu` measures ours against.
 
-As its authors run it: weights in float32, on a GPU under autocast. R rows, L tokens.
+As its authors run it (`generate` of region_based.py, github.com/omerbt/MultiDiffusion): weights in float32; on a GPU
+all steps under one autocast, which casts each weight once; texts and pixels in float32. R rows, L tokens.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,35 +20,23 @@ def eager_networks(checkpoint: Checkpoint, device: torch.device) -> Networks:
     """The checkpoint's own modules on a device."""
     modules = {network.name: network.load(torch.float32).to(device) for network in networks_of(checkpoint)}
 
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.float16) if device.type == "cuda" else nullcontext()
-
     def text_encoder(*input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden: list[Tensor] = []
         pooled = None
         for facts, ids in zip(checkpoint.text_encoders, input_ids, strict=True):
-            with autocast():
-                result = modules[facts.model](ids)
+            result = modules[facts.model](ids)
             outputs = [result] if isinstance(result, Tensor) else list(result)
             hidden.append(outputs[0])
             pooled = outputs[1] if len(outputs) > 1 else pooled
         return torch.cat(hidden, dim=-1), pooled
 
-    def network(name: str, *, half: bool = True) -> Callable[..., Tensor]:
-        def call(*inputs: Tensor) -> Tensor:
-            with autocast() if half else nullcontext():
-                result: Tensor = modules[name](*inputs)
-            return result
-
-        return call
-
-    half_vae = not checkpoint.vae_upcast
     return Networks(
         text_encoder=text_encoder,
-        unet=network("unet"),
-        vae_decoder=network("vae_decoder", half=half_vae),
-        vae_encoder=network("vae_encoder", half=half_vae),
+        unet=modules["unet"],
+        vae_decoder=modules["vae_decoder"],
+        vae_encoder=modules["vae_encoder"],
         device=device,
+        steps=partial(torch.autocast, "cuda", torch.float16) if device.type == "cuda" else nullcontext,
     )
 
 

@@ -8,6 +8,7 @@ are ours, so that both paint the same picture.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Networks:
     vae_decoder: Network  # (1, 4, h, w) -> (1, 3, 8h, 8w)
     vae_encoder: Network  # (1, 3, 8h, 8w) -> (1, 4, h, w)
     device: torch.device = CPU
+    steps: Callable[[], AbstractContextManager[Any]] = nullcontext  # what all steps of a request run in
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NETWORKS, 0.0))
 
     def call(self, name: str, *inputs: Tensor) -> Any:
@@ -59,7 +61,7 @@ def onnx_networks(repository: Path, threads: int) -> Networks:
 
 
 def torch_networks(folder: Path) -> Networks:
-    """A checkpoint's own modules in float32; call it and use it in inference mode."""
+    """A checkpoint's own modules in float32."""
     loaded = load_networks(folder)
     unet, vae, text_encoder = (network.eval() for network in (loaded.unet, loaded.vae, loaded.text_encoder))
     return Networks(
@@ -79,7 +81,7 @@ class Painted:
     seconds: dict[str, float]  # by network, and "total"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # as its authors: autocast keeps no cast weights in inference mode
 def paint_published(job: Job, checkpoint: Checkpoint, networks: Networks) -> Painted:
     """Paint a request that is ready, with DDIM."""
     started, before = time.perf_counter(), dict(networks.seconds)
@@ -94,25 +96,26 @@ def paint_published(job: Job, checkpoint: Checkpoint, networks: Networks) -> Pai
     choices = _choices(job, checkpoint, bootstrapping)
 
     latents, rows = noise * scheduler.init_noise_sigma, 0
-    for step, t in enumerate(scheduler.timesteps):
-        value, count = torch.zeros_like(latents), torch.zeros_like(latents)
-        for view, (top, left) in enumerate(regions.views):
-            inside = (..., slice(top, top + window), slice(left, left + window))
-            masks = all_masks[inside][:, None].float()  # (R, 1, window, window)
-            seen = latents[inside].repeat(len(masks), 1, 1, 1)  # (R, 4, window, window)
-            if step < bootstrapping and len(masks) > 1:
-                colours = backgrounds[choices[step, view, 1:].long()]
-                noised = scheduler.add_noise(colours, noise[inside], t[None].to(device))
-                seen[1:] = seen[1:] * masks[1:] + noised * (1 - masks[1:])
-            timesteps = t.to(device, torch.float32).expand(len(embeds))
-            added = () if pooled is None or sizes is None else (pooled, sizes[view].expand(len(embeds), -1))
-            uncond, cond = networks.call("unet", torch.cat([seen, seen]), timesteps, embeds, *added).chunk(2)
-            rows += len(embeds)
-            noise_pred = uncond + job.parameters.guidance_scale * (cond - uncond)
-            prev = scheduler.step(noise_pred, t, seen, return_dict=False)[0]
-            value[inside] += (prev * masks).sum(dim=0, keepdim=True)
-            count[inside] += masks.sum(dim=0, keepdim=True)
-        latents = torch.where(count > 0, value / count.clamp(min=1), value)
+    with networks.steps():
+        for step, t in enumerate(scheduler.timesteps):
+            value, count = torch.zeros_like(latents), torch.zeros_like(latents)
+            for view, (top, left) in enumerate(regions.views):
+                inside = (..., slice(top, top + window), slice(left, left + window))
+                masks = all_masks[inside][:, None].float()  # (R, 1, window, window)
+                seen = latents[inside].repeat(len(masks), 1, 1, 1)  # (R, 4, window, window)
+                if step < bootstrapping and len(masks) > 1:
+                    colours = backgrounds[choices[step, view, 1:].long()]
+                    noised = scheduler.add_noise(colours, noise[inside], t[None].to(device))
+                    seen[1:] = seen[1:] * masks[1:] + noised * (1 - masks[1:])
+                timesteps = t.to(device, torch.float32).expand(len(embeds))
+                added = () if pooled is None or sizes is None else (pooled, sizes[view].expand(len(embeds), -1))
+                uncond, cond = networks.call("unet", torch.cat([seen, seen]), timesteps, embeds, *added).chunk(2)
+                rows += len(embeds)
+                noise_pred = uncond + job.parameters.guidance_scale * (cond - uncond)
+                prev = scheduler.step(noise_pred, t, seen, return_dict=False)[0]
+                value[inside] += (prev * masks).sum(dim=0, keepdim=True)
+                count[inside] += masks.sum(dim=0, keepdim=True)
+            latents = torch.where(count > 0, value / count.clamp(min=1), value)
     networks.call("vae_decoder", latents / checkpoint.scaling_factor).cpu()  # waits for all that is queued
     seconds = {name: after - before[name] for name, after in networks.seconds.items()}
     return Painted(latents.cpu(), rows, seconds | {"total": time.perf_counter() - started})

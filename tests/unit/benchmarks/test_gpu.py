@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoint_files import load_checkpoint
 from cuda_graphs import _describe
@@ -17,10 +21,13 @@ from multsd_export.profiles import Device, torch_profile
 from multsd_export.verify.picture import TorchNetworks
 from multsd_export.verify.reference import Reference
 from pipeline import Observer, paint, prepare
+from row_plan import count_reference_rows, make_plan
 from tests.benchmarks import gpu_run
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import eager_networks, row_flops
 from tests.benchmarks.published import paint_published
+from tests.benchmarks.request_cases import Case
+from tests.unit.repository.test_row_plan import regions_of
 
 CPU = torch.device("cpu")
 
@@ -38,6 +45,41 @@ def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, t
     assert picture.report["unet_rows"] < loop.rows
 
 
+class Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often each tensor is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.of: Counter[int] = Counter()  # by where it lies
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.of[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_published_loop_casts_each_weight_once_as_its_authors_do(tmp_path: Path) -> None:
+    """Cast in every call they would be hundreds of kernels more, and ours would seem faster than it is."""
+    subject = subjects(Size.TINY)[0]
+    exported = gpu_run.compose(subject, torch_profile(Device.CPU), gpu_run.DEFAULT, tmp_path, CPU)
+    checkpoint = load_checkpoint(tmp_path / "repository" / "multidiffusion" / "1" / "checkpoint")
+    networks = eager_networks(exported, CPU)
+    networks.steps = partial(torch.autocast, "cpu", torch.bfloat16)  # on a GPU that of CUDA
+    case = replace(subject.cases()[0], steps=3, bootstrapping=1)
+    with Casts() as casts:
+        paint_published(prepare(case.parameters(checkpoint.view_stride), checkpoint), checkpoint, networks)
+    weights = [casts.of[weight.data_ptr()] for weight in networks.unet.parameters()]  # type: ignore[attr-defined]
+    assert set(weights) == {0, 1}, "those of normalisation stay in float32"
+
+
+def rows_of(case: Case, *, window: int, stride: int) -> tuple[int, int]:
+    """Ours, and the published method's."""
+    boxes = [(top, left, bottom, right) for left, top, right, bottom in case.boxes]
+    regions = regions_of(case.height, case.width, boxes, window=window, stride=stride)
+    ours = make_plan(regions).total(num_inference_steps=case.steps, bootstrapping=case.bootstrapping)
+    return ours, count_reference_rows(regions, num_inference_steps=case.steps)
+
+
 def test_requests_have_the_proportions_and_costs_that_are_published() -> None:
     sizes = {
         subject.family: [(case.width, case.height, len(case.boxes), case.steps) for case in subject.cases()]
@@ -47,6 +89,11 @@ def test_requests_have_the_proportions_and_costs_that_are_published() -> None:
         "sd2": [(512, 512, 1, 35), (512, 768, 3, 50), (2048, 512, 4, 50)],
         "sdxl": [(1024, 1024, 3, 50)],
     }
+    costs = {
+        subject.family: [rows_of(case, window=subject.window, stride=subject.window // 8) for case in subject.cases()]
+        for subject in subjects(Size.TRUE)
+    }
+    assert costs == {"sd2": [(125, 140), (1060, 2000), (4880, 12500)], "sdxl": [(310, 400)]}
 
 
 def test_a_rows_operations_are_counted_for_one_row(tmp_path: Path) -> None:
