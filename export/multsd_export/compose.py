@@ -17,7 +17,7 @@ from multsd_export.errors import RepositoryError
 from multsd_export.json_files import write_json
 from multsd_export.palette import PALETTE_FILE
 from multsd_export.profiles import Profile
-from multsd_export.serving import served_config
+from multsd_export.serving import name_graphs, served_config
 from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
 
 CONFIG_FILE = "config.pbtxt"
@@ -97,7 +97,9 @@ def _write_model(parts: Parts, config: ModelConfig, target: Path) -> None:
         if config.name in models:
             file = target / VARIANTS_FOLDER / f"{variant}.pbtxt"
             file.parent.mkdir(exist_ok=True)
-            write_config(merge_config(config, parse_config(models[config.name])), file)
+            varied = merge_config(config, parse_config(models[config.name]))
+            name_graphs(varied)
+            write_config(varied, file)
     source = parts.repository / config.name / VERSION
     if source.is_dir():
         shutil.copytree(source, version, ignore=shutil.ignore_patterns("__pycache__", ".*"), dirs_exist_ok=True)

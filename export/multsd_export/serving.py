@@ -46,8 +46,22 @@ def _warmup(config: ModelConfig, ranges: Mapping[str, ShapeRange], batch_size: i
     return warmup
 
 
+def name_graphs(config: ModelConfig) -> None:
+    """Have a CUDA graph for every batch size where an engine is to be replayed.
+
+    Left to itself Triton's TensorRT backend captures those of 1, the preferred and the largest batch, and runs the
+    others without a word.
+    """
+    if config.optimization.cuda.graphs:
+        for batch_size in range(1, config.max_batch_size + 1):
+            config.optimization.cuda.graph_spec.add(batch_size=batch_size)
+
+
 def replays_cuda_graphs(config: ModelConfig) -> bool:
-    """Whether a served network's kernels are replayed from CUDA graphs, for certain."""
+    """Whether a served network's kernels are to be replayed from CUDA graphs, whatever is faster.
+
+    Triton loads an engine whose capture fails all the same, and only its log tells.
+    """
     return bool(config.optimization.cuda.graphs) or _execution(config) == "cuda-graphs"
 
 

@@ -64,10 +64,11 @@ def options(exported_for_engines: Exported, tmp_path: Path) -> Options:
     return replace(exported_for_engines.copy(tmp_path), output=tmp_path / "engines")
 
 
-def configs(output: Path) -> Mapping[str, Any]:
+def configs(output: Path, name: str = "config.pbtxt") -> Mapping[str, Any]:
+    """By model; name: of the file in its folder."""
     return {
-        file.parent.name: text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-        for file in output.glob("*/config.pbtxt")
+        file.relative_to(output).parts[0]: text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+        for file in output.glob(f"*/{name}")
     }
 
 
@@ -127,6 +128,21 @@ def test_configurations_say_what_the_engines_are(options: Options, built: list[s
         assert list(served[name].dynamic_batching.preferred_batch_size) == [served[name].max_batch_size]
     for name in ("multidiffusion", "multidiffusion_unary"):
         assert served[name].backend == "python"
+
+
+def test_with_cuda_graphs_every_batch_size_has_one_and_nothing_else_differs(options: Options, built: list[str]) -> None:
+    """Left to itself Triton captures 1, the preferred and the largest, and runs the others without."""
+    export(options, lambda *_: None)
+    assert built
+    plain, graphs = configs(options.output), configs(options.output, "configs/cuda_graphs.pbtxt")
+    assert set(graphs) == {"text_encoder", "unet"}, "a VAE's pictures have many shapes"
+    for name, config in graphs.items():
+        specs = config.optimization.cuda.graph_spec
+        assert config.optimization.cuda.graphs
+        assert [spec.batch_size for spec in specs] == list(range(1, config.max_batch_size + 1))
+        assert not any(spec.input or spec.HasField("graph_lower_bound") for spec in specs), "the engine's best shape"
+        config.optimization.cuda.CopyFrom(plain[name].optimization.cuda)
+        assert config == plain[name]
 
 
 def test_the_preferred_batch_follows_from_the_contract(options: Options, built: list[str]) -> None:

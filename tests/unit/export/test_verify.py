@@ -252,8 +252,12 @@ class Serving(DoublingServer):
 def test_a_report_says_what_is_known_of_cuda_graphs(
     device: str, graphs: list[Server], passed: bool | None, detail: str
 ) -> None:
-    (check,) = run._graphs_checks({"device": device, "checkpoint": {"digest": "sha256:1"}}, graphs)
+    manifest = {"device": device, "profile": "torch", "checkpoint": {"digest": "sha256:1"}}
+    (check,) = run._graphs_checks(manifest, graphs)
     assert (check.passed, check.detail) == (passed, detail)
+    (of_engines,) = run._graphs_checks({**manifest, "profile": "tensorrt"}, graphs)
+    assert of_engines.passed == passed
+    assert of_engines.detail == detail + (run.UNSEEN_CAPTURES if passed else "")
 
 
 def test_a_picture_with_cuda_graphs_is_held_to_the_one_without() -> None:
