@@ -109,7 +109,7 @@ def _add_optimization_profile(builder: Any, config: Any, ranges: Mapping[str, Sh
     for name, shapes in ranges.items():
         try:
             profile.set_shape(name, min=shapes.min, opt=shapes.opt, max=shapes.max)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # releases differ
             raise ValueError(f"{name} from {shapes.min} to {shapes.max}: {error}") from error
     if config.add_optimization_profile(profile) < 0:
         raise ValueError("the ranges of shapes do not fit the graph")

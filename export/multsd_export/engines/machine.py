@@ -62,7 +62,7 @@ def gpu(driver: str = DRIVER) -> tuple[str, str]:
         cuda = ctypes.CDLL(driver)
     except OSError as error:
         raise EngineError(f"there is no NVIDIA driver here ({driver} cannot be loaded); {WHERE}.") from error
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    version, device, major, minor = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(NAME_BYTES)
     calls: tuple[Callable[[], int], ...] = (
         lambda: cuda.cuInit(0),
@@ -71,7 +71,10 @@ def gpu(driver: str = DRIVER) -> tuple[str, str]:
         lambda: cuda.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device),
         lambda: cuda.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device),
     )
+    cuda.cuDriverGetVersion(ctypes.byref(version))  # answers where nothing else does
+    newest = f"{version.value // 1000}.{version.value % 1000 // 10}"
     for call in calls:
         if status := call():
-            raise EngineError(f"the NVIDIA driver answers with CUDA error {status}; {WHERE}.")
+            said = f"the NVIDIA driver, for CUDA up to {newest}, answers with CUDA error {status}"
+            raise EngineError(f"{said} (CUDA 13 needs driver 580 or newer); {WHERE}.")
     return name.value.decode(), f"{major.value}.{minor.value}"

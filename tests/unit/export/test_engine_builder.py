@@ -182,6 +182,11 @@ def failing(error: Exception) -> Callable[..., Any]:
             "TensorRT refuses the settings:\n  x from (1, 4) to (8, 4): inconsistent",
         ),
         (
+            "IOptimizationProfile.set_shape",
+            failing(RuntimeError("inconsistent")),
+            "TensorRT refuses the settings:\n  x from (1, 4) to (8, 4): inconsistent",
+        ),
+        (
             "IBuilderConfig.add_optimization_profile",
             -1,
             "TensorRT refuses the settings:\n  the ranges of shapes do not fit the graph",

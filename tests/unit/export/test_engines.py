@@ -3,6 +3,7 @@
 TensorRT itself does not run here: its builder is replaced by a file, or by one that refuses.
 """
 
+import ctypes
 import json
 import shlex
 import sys
@@ -90,6 +91,17 @@ def test_an_export_to_engines_says_where_to_run_it_before_anything_is_made(
 def test_a_machine_without_a_driver_is_told_so() -> None:
     with pytest.raises(EngineError, match=r"no NVIDIA driver here \(libcuda-that-is-not-there\.so cannot be loaded\)"):
         machine.gpu("libcuda-that-is-not-there.so")
+
+
+def test_a_driver_that_is_too_old_is_told_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(version: Any) -> int:
+        version._obj.value = 12080
+        return 0
+
+    driver = SimpleNamespace(cuDriverGetVersion=tell, cuInit=lambda _: 803)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
+    with pytest.raises(EngineError, match=r"for CUDA up to 12\.8, answers with CUDA error 803 .* 580 or newer"):
+        machine.gpu()
 
 
 def test_an_older_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
