@@ -44,7 +44,7 @@ class Client:
     """Blocking client of one gateway; a context manager.
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
-    retries: how often a request is tried again while the service is not there or full and nothing was answered.
+    retries: how often a request is tried again while the service is not there or full, until work on it is told of.
     transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none.
     """
 
@@ -108,7 +108,7 @@ class Client:
         self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
     ) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
-        with self._stream(protocol.body(request), request_id) as response:
+        with self._stream(protocol.body(request), request_id, reader) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
                 raise protocol.error_of(response)
@@ -129,22 +129,22 @@ class Client:
             raise protocol.transport_error(error, self._http.base_url) from error
 
     @contextmanager
-    def _stream(self, body: Mapping[str, Any], request_id: str | None) -> Iterator[httpx.Response]:
+    def _stream(
+        self, body: Mapping[str, Any], request_id: str | None, reader: protocol.ReplyReader
+    ) -> Iterator[httpx.Response]:
         headers = {protocol.REQUEST_ID: request_id} if request_id else {}
-        answered = False
         try:
             with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
-                answered = response.is_success
                 yield response
         except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url, answered=answered) from error
+            raise protocol.transport_error(error, self._http.base_url, answered=reader.answered) from error
 
 
 class AsyncClient:
     """Awaitable client of one gateway; an asynchronous context manager. Cancelling a call cancels its picture.
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
-    retries: how often a request is tried again while the service is not there or full and nothing was answered.
+    retries: how often a request is tried again while the service is not there or full, until work on it is told of.
     transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none.
     """
 
@@ -208,7 +208,7 @@ class AsyncClient:
         self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
     ) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
-        async with self._stream(protocol.body(request), request_id) as response:
+        async with self._stream(protocol.body(request), request_id, reader) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
                 raise protocol.error_of(response)
@@ -229,12 +229,12 @@ class AsyncClient:
             raise protocol.transport_error(error, self._http.base_url) from error
 
     @asynccontextmanager
-    async def _stream(self, body: Mapping[str, Any], request_id: str | None) -> AsyncIterator[httpx.Response]:
+    async def _stream(
+        self, body: Mapping[str, Any], request_id: str | None, reader: protocol.ReplyReader
+    ) -> AsyncIterator[httpx.Response]:
         headers = {protocol.REQUEST_ID: request_id} if request_id else {}
-        answered = False
         try:
             async with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
-                answered = response.is_success
                 yield response
         except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url, answered=answered) from error
+            raise protocol.transport_error(error, self._http.base_url, answered=reader.answered) from error

@@ -52,7 +52,7 @@ class InvalidRequestError(MultsdError):
 class ServiceUnavailableError(MultsdError):
     """Nobody answers or the service is full; worth another try after `retry_after` seconds (None: not told).
 
-    answered: whether part of an answer had come, such as progress, so that work has been done.
+    answered: whether work on the picture had been told of, by progress or a preview. A place in a queue is none.
     """
 
     def __init__(

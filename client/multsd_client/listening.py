@@ -16,8 +16,8 @@ OnPreview = Callable[[Preview], None]
 class Listener:
     """Callbacks, any of which may be missing. What one of them raises ends the request.
 
-    on_queued: whenever it changes how many requests wait before this one. on_progress: after every step. on_preview:
-    whenever the request's preview_every is due.
+    on_queued: whenever it changes how many requests wait before this one; another attempt queues anew. on_progress:
+    after every step. on_preview: whenever the request's preview_every is due. After either of these no attempt follows.
     """
 
     on_queued: OnQueued | None = None

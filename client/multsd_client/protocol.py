@@ -26,7 +26,7 @@ from multsd_client.errors import (
 from multsd_client.listening import Listener
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
-from multsd_client.tensors import Preview, Progress, Queued, Update
+from multsd_client.tensors import Preview, Progress, Queued, Update, is_work
 
 STREAM_PATH = "/multsd/stream"
 LIMITS_PATH = "/limits"
@@ -72,8 +72,11 @@ class EventReader:
             self._data.append(value)
 
 
-def read_event(event: Event) -> Update | GenerationResult | None:
-    """What an event says; None for a kind this client does not know. Raises MultsdError for `error` events."""
+def read_event(event: Event, *, answered: bool = False) -> Update | GenerationResult | None:
+    """What an event says; None for a kind this client does not know.
+
+    Raises MultsdError for `error` events. answered: whether work has been told of before; see ServiceUnavailableError.
+    """
     if (read := _UPDATES.get(event.name)) is not None:
         try:
             return read(event.data)
@@ -85,7 +88,7 @@ def read_event(event: Event) -> Update | GenerationResult | None:
         return GenerationResult.from_json(event.data)
     if event.name == "error":
         raise _error(
-            event.data.get("status", 500), event.data, retry_after=event.data.get("retry_after"), answered=True
+            event.data.get("status", 500), event.data, retry_after=event.data.get("retry_after"), answered=answered
         )
     return None
 
@@ -103,18 +106,24 @@ _UPDATES: Mapping[str, Callable[[Mapping[str, Any]], Update]] = {
 
 
 class ReplyReader:
-    """Follows a stream of events, line by line, to its result."""
+    """Follows a stream of events, line by line, to its result.
+
+    answered: whether work on the picture has been told of. The stream's head comes before the model is asked, and a
+    place in the queue has cost nothing.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._events = EventReader()
         self._listener = listener
+        self.answered = False
 
     def feed(self, line: str) -> GenerationResult | None:
         """Take one line; the result when it completes one. Raises MultsdError."""
         event = self._events.feed(line)
-        update = None if event is None else read_event(event)
+        update = None if event is None else read_event(event, answered=self.answered)
         if update is None or isinstance(update, GenerationResult):
             return update
+        self.answered = self.answered or is_work(update)
         self._listener.tell(update)
         return None
 
@@ -150,7 +159,7 @@ def error_of(response: httpx.Response) -> MultsdError:
 
 
 def transport_error(error: httpx.RequestError, url: httpx.URL, *, answered: bool = False) -> MultsdError:
-    """The exception for a request without a (whole) reply. answered: whether part of one had come."""
+    """The exception for a request without a (whole) reply. answered: see ServiceUnavailableError."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlineExceededError(f"{url}: no reply in time")
     return ServiceUnavailableError(f"{url}: {error or type(error).__name__}", answered=answered)

@@ -1,4 +1,4 @@
-"""When a request is tried again: only where the service was not there or full, and nothing was answered yet."""
+"""When a request is tried again: only where the service was not there or full, and no work was told of yet."""
 
 from __future__ import annotations
 

@@ -175,6 +175,11 @@ def from_tensors(outputs: Mapping[str, Array]) -> Update | Picture:
         raise ValueError(f"response: expected {error.args[0]}, found {sorted(outputs)}") from None
 
 
+def is_work(update: Update) -> bool:
+    """Whether an update tells of work on the picture. A request that only waits has cost nothing, and may move."""
+    return not isinstance(update, Queued)
+
+
 def newer_inputs(request: ModelRequest) -> list[str]:
     """Which of NEWER_INPUTS a request has."""
     return [name for name in NEWER_INPUTS if getattr(request, name) is not None]

@@ -90,7 +90,8 @@ class TritonClient:
     """Blocking client of the served model `multidiffusion`; a context manager. One request at a time.
 
     url: host:port. timeout: seconds without a sign of life from the model. retries: how often a request is tried again
-    while the service is not there or full and nothing was answered; its deadline_s holds for all attempts together.
+    while the service is not there or full, until work on it is told of (where no callback listens, nothing is told
+    before the picture); its deadline_s holds for all attempts together.
     embed: whether pictures carry their prompts, masks and parameters, for `multsd replay`. tls: whether to encrypt,
     with the system's authorities or those of the PEM file root_certificates. headers: gRPC metadata, such as an
     authorization.
@@ -207,10 +208,10 @@ class TritonClient:
                 result, error = answers.get(timeout=self._patience(end))
                 if result is None:
                     raise _error_of(error, self._url, request_id=request_id, answered=answered)
-                answered = True
                 update = tensors.from_tensors(outputs(result))
                 if isinstance(update, Picture):
                     return update
+                answered = answered or tensors.is_work(update)
                 listener.tell(update)
         except queue.Empty:
             raise DeadlineExceededError(f"{self._url}: no reply in time", request_id=request_id) from None

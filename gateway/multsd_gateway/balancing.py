@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from multsd_client.tensors import ModelRequest, Picture, Queued, Update
+from multsd_client.tensors import ModelRequest, Picture, Update, is_work
 from multsd_gateway.errors import GatewayError, ModelUnavailableError
 from multsd_gateway.inference import ModelDescription, OnProgress, Painter
 from multsd_gateway.limits import SHORTEST_DEADLINE
@@ -51,7 +51,7 @@ class BalancedPainter:
 
         async def relay(update: Update) -> None:
             nonlocal answered
-            answered = answered or not isinstance(update, Queued)  # one that waits can wait elsewhere
+            answered = answered or is_work(update)  # one that waits can wait elsewhere
             if on_progress is not None:
                 await on_progress(update)
 

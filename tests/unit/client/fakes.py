@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
+
+from multsd_client import pictures
 
 RESULT: dict[str, Any] = {
     "image": base64.b64encode(b"picture").decode(),
@@ -22,6 +25,10 @@ RESULT: dict[str, Any] = {
     "request_id": "r1",
 }
 
+PREVIEW = (
+    "preview",
+    {"image": base64.b64encode(pictures.encode(np.zeros((1, 1, 3), np.uint8), "png")).decode()},
+)
 STEPS = [("progress", {"step": step, "num_inference_steps": 2}) for step in (1, 2)]
 
 

@@ -1,9 +1,10 @@
-"""A request is tried again only where nothing was answered, and when the service says."""
+"""A request is tried again only where no work was told of, and when the service says."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from multsd_client import AsyncClient, Client, MultsdError, ServiceUnavailableError
 from multsd_client.errors import DeadlineExceededError, InvalidRequestError
 from multsd_client.retries import LONGEST_PAUSE_S, pause
-from tests.unit.client.fakes import STEPS, events, painted, refusal, service
+from multsd_client.tensors import Progress, Queued
+from tests.unit.client.fakes import PREVIEW, RESULT, STEPS, events, painted, refusal, service
 
 Outcome = Callable[[], httpx.Response]
 
@@ -20,8 +22,9 @@ def _raise(error: Exception) -> httpx.Response:
     raise error
 
 
-def _attempts(outcomes: list[Outcome], *, retries: int, blocking: bool) -> int:
-    """How many requests were sent before the last outcome; the error of the last is raised."""
+def _attempts(outcomes: list[Outcome], *, retries: int, blocking: bool, told: list[Any] | None = None) -> int:
+    """How many requests were sent before the last outcome; the error of the last is raised. told: gets the updates."""
+    listeners: dict[str, Any] = {} if told is None else {"on_queued": told.append, "on_progress": told.append}
     left = list(outcomes)
 
     def reply(_request: httpx.Request) -> httpx.Response:
@@ -29,11 +32,11 @@ def _attempts(outcomes: list[Outcome], *, retries: int, blocking: bool) -> int:
 
     async def awaited() -> None:
         async with AsyncClient("http://service", retries=retries, transport=service(reply)) as client:
-            await client.generate({})
+            await client.generate({}, **listeners)
 
     if blocking:
         with Client("http://service", retries=retries, transport=service(reply)) as client:
-            client.generate({})
+            client.generate({}, **listeners)
     else:
         asyncio.run(awaited())
     return len(outcomes) - len(left)
@@ -41,6 +44,28 @@ def _attempts(outcomes: list[Outcome], *, retries: int, blocking: bool) -> int:
 
 FULL: Outcome = lambda: refusal(503, **{"Retry-After": "0"})  # noqa: E731
 LIMITED: Outcome = lambda: refusal(429, **{"Retry-After": "0"})  # noqa: E731
+FULL_EVENT = ("error", {"status": 503, "message": "full", "retry_after": 0})
+WAITING = ("queued", {"position": 2})
+
+
+def _cut(*told: tuple[str, dict[str, Any]]) -> httpx.Response:
+    """A stream that breaks after some events."""
+
+    class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield events(*told).content
+            raise httpx.ReadError("cut")
+
+        async def __aiter__(self) -> Any:
+            for each in self:
+                yield each
+
+    return httpx.Response(200, stream=Broken())
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multsd_client.retries.FIRST_PAUSE_S", 0.0)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -58,27 +83,56 @@ def test_after_the_last_retry_the_error_is_raised(blocking: bool) -> None:
 @pytest.mark.parametrize(
     "outcome",
     [
-        lambda: events(*STEPS, ("error", {"status": 503, "message": "away", "retry_after": 0})),
+        lambda: events(WAITING, *STEPS, FULL_EVENT),
+        lambda: events(PREVIEW, FULL_EVENT),
+        lambda: events(("error", {"status": 500, "message": "broken"})),
+        lambda: _cut(WAITING, *STEPS),
         lambda: refusal(400),
         lambda: refusal(500),
         lambda: refusal(504),
         lambda: _raise(httpx.ReadTimeout("slow")),
     ],
-    ids=["an error after progress", "a refusal", "a failure", "a deadline", "a timeout"],
+    ids=[
+        *("full after progress", "full after a preview", "a failure in an event", "cut after progress"),
+        *("a refusal", "a failure", "a deadline", "a timeout"),
+    ],
 )
-def test_what_was_answered_or_refused_is_not_asked_again(outcome: Outcome, blocking: bool) -> None:
+def test_what_was_worked_on_or_refused_is_not_asked_again(outcome: Outcome, blocking: bool) -> None:
     with pytest.raises(MultsdError):
         _attempts([outcome, painted], retries=5, blocking=blocking)
 
 
-def test_a_connection_that_breaks_within_an_answer_is_not_tried_again() -> None:
-    class Broken(httpx.SyncByteStream):
-        def __iter__(self) -> httpx.Response:  # type: ignore[override]
-            raise httpx.ReadError("cut")
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize(
+    "outcome",
+    [lambda: events(FULL_EVENT), lambda: events(WAITING, FULL_EVENT), lambda: _cut(), lambda: _cut(WAITING)],
+    ids=["full at once", "full after a wait", "cut at once", "cut after a wait"],
+)
+def test_a_stream_that_ends_before_any_work_is_asked_for_again(outcome: Outcome, blocking: bool) -> None:
+    assert _attempts([outcome, outcome, painted], retries=2, blocking=blocking) == 3
 
-    with pytest.raises(ServiceUnavailableError) as caught:
-        _attempts([lambda: httpx.Response(200, stream=Broken()), painted], retries=5, blocking=True)
-    assert caught.value.answered
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_another_attempt_queues_anew_and_steps_are_told_once(blocking: bool) -> None:
+    told: list[Any] = []
+
+    _attempts(
+        [lambda: events(WAITING, FULL_EVENT), lambda: events(WAITING, *STEPS, ("result", RESULT))],
+        retries=1,
+        blocking=blocking,
+        told=told,
+    )
+
+    assert told == [Queued(2), Queued(2), Progress(1, 2), Progress(2, 2)]
+
+
+@pytest.mark.parametrize("outcome", [lambda: events(STEPS[0], FULL_EVENT), lambda: _cut(STEPS[0])])
+def test_the_error_tells_whether_work_was_told_of(outcome: Outcome) -> None:
+    for each, answered in ((outcome, True), (lambda: events(WAITING, FULL_EVENT), False), (FULL, False)):
+        with pytest.raises(ServiceUnavailableError) as caught:
+            _attempts([each], retries=0, blocking=True)
+        assert caught.value.answered is answered
 
 
 def test_the_pause_is_what_the_service_says_or_doubles() -> None:

@@ -51,6 +51,7 @@ def _text(value: str) -> bytes:
 
 QUEUED = _response({"queue_position": ("INT32", [1], np.array([3], np.int32).tobytes())})
 PROGRESS = _response({"progress_steps": ("INT32", [2], np.array([1, 2], np.int32).tobytes())})
+PREVIEW = _response({"preview": ("UINT8", [1, 1, 3], bytes(3))})
 REPORT = {
     "parameters": {"seed": 7, "num_inference_steps": 2},
     "seconds": {"total": 1.5},
@@ -209,14 +210,22 @@ def test_without_retries_a_request_is_sent_once(clock: Clock) -> None:
     assert (len(fake.requests), clock.pauses) == (1, [])
 
 
-@pytest.mark.parametrize("update", [QUEUED, PROGRESS])
+@pytest.mark.parametrize("update", [PROGRESS, PREVIEW])
 @pytest.mark.parametrize("error", [FULL, grpc.StatusCode.UNAVAILABLE])
-def test_what_was_answered_in_part_is_not_asked_again(update: Any, error: Any) -> None:
-    fake, told = FakeTriton([[update, error], [PICTURE]]), list[Any]()
+def test_what_was_worked_on_is_not_asked_again(update: Any, error: Any) -> None:
+    fake, told = FakeTriton([[QUEUED, update, error], [PICTURE]]), list[Any]()
     with pytest.raises(ServiceUnavailableError) as caught:
         _generate(fake, told=told, retries=5)
     assert caught.value.answered
-    assert (len(fake.requests), told) == (1, [Queued(3) if update is QUEUED else Progress(1, 2)])
+    assert (len(fake.requests), told) == (1, [Queued(3), *([Progress(1, 2)] if update is PROGRESS else [])])
+
+
+@pytest.mark.parametrize("error", [FULL, grpc.StatusCode.UNAVAILABLE])
+def test_what_has_only_waited_is_asked_again(error: Any) -> None:
+    fake, told = FakeTriton([[QUEUED, error], [QUEUED, PROGRESS, PICTURE]]), list[Any]()
+
+    assert _generate(fake, told=told, retries=1).seed == 7
+    assert told == [Queued(3), Queued(3), Progress(1, 2)]
 
 
 @pytest.mark.parametrize("error", ["INVALID_ARG: a: b", "CANCELLED: late", "INTERNAL: broken"])

@@ -5,8 +5,17 @@ import asyncio
 import httpx
 import pytest
 
-from multsd_client import AsyncClient, Box, GenerationRequest, InvalidRequestError, Progress, Region
+from multsd_client import (
+    AsyncClient,
+    Box,
+    GenerationRequest,
+    InvalidRequestError,
+    Progress,
+    Region,
+    ServiceUnavailableError,
+)
 from multsd_gateway.app import create_app
+from multsd_gateway.errors import ModelFullError
 from tests.unit.gateway.fakes import FakePainter, settings
 
 
@@ -33,3 +42,17 @@ def test_client_and_gateway_understand_each_other() -> None:
     assert told == [Progress(1, 2), Progress(2, 2)]
     assert painter.requests[0].masks is not None
     assert painter.requests[0].masks.sum() == 32 * 64
+
+
+def test_a_full_model_is_asked_again_although_its_stream_has_begun() -> None:
+    painter = FakePainter(error=ModelFullError("full", retry_after=0), updates=())
+
+    async def scenario() -> None:
+        transport = httpx.ASGITransport(create_app(settings(), painter))
+        async with AsyncClient("http://gateway", retries=2, transport=transport) as client:
+            with pytest.raises(ServiceUnavailableError):
+                await client.generate(GenerationRequest(prompt="a beach"))
+
+    asyncio.run(scenario())
+
+    assert len(painter.requests) == 3
