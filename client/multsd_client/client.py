@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +12,7 @@ import httpx
 
 from multsd_client import protocol
 from multsd_client.errors import MultsdError, ProtocolError
+from multsd_client.headers import authorization
 from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
@@ -23,10 +23,6 @@ _ENDED = "stream: expected a result or an error, found its end"
 
 def _timeout(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, 5.0))
-
-
-def _credentials(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def _service_url(url: str) -> httpx.URL:
@@ -45,7 +41,8 @@ class Client:
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
     retries: how often a request is tried again while the service is not there or full, until work on it is told of.
-    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none.
+    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none and for a token that
+    no header can carry.
     """
 
     def __init__(
@@ -59,7 +56,7 @@ class Client:
     ) -> None:
         self._retries = retries
         self._http = httpx.Client(
-            base_url=_service_url(url), headers=_credentials(token), timeout=_timeout(timeout), transport=transport
+            base_url=_service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -82,9 +79,10 @@ class Client:
         on_preview: OnPreview | None = None,
         request_id: str | None = None,
     ) -> GenerationResult:
-        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError.
+        """Paint one picture; `request` may be the API's own JSON.
 
-        The callbacks are those of a Listener; previews come where the request has preview_every.
+        The callbacks are those of a Listener; previews come where the request has preview_every. Raises MultsdError;
+        ValueError for what JSON cannot say, and for a request_id that no header can carry.
         """
         listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
         attempt = 0
@@ -99,16 +97,17 @@ class Client:
 
     def limits(self) -> Mapping[str, Any]:
         """What the service accepts, and with which checkpoint it paints. Raises MultsdError."""
-        try:
+        with protocol.transport(self._http.base_url):
             return protocol.plain_object(self._http.get(protocol.LIMITS_PATH))
-        except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url) from error
 
     def _generate(
         self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
     ) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
-        with self._stream(protocol.body(request), request_id, reader) as response:
+        with (
+            protocol.transport(self._http.base_url, reader),
+            self._http.stream(**protocol.post(request, request_id)) as response,
+        ):
             if response.status_code != httpx.codes.OK:
                 response.read()
                 raise protocol.error_of(response)
@@ -123,21 +122,8 @@ class Client:
 
     def why_not_ready(self) -> str | None:
         """Why the service would not take a request now, in its own words; None where it would. Raises as `ready`."""
-        try:
+        with protocol.transport(self._http.base_url):
             return protocol.why_not_ready(self._http.get(protocol.READY_PATH))
-        except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url) from error
-
-    @contextmanager
-    def _stream(
-        self, body: Mapping[str, Any], request_id: str | None, reader: protocol.ReplyReader
-    ) -> Iterator[httpx.Response]:
-        headers = {protocol.REQUEST_ID: request_id} if request_id else {}
-        try:
-            with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
-                yield response
-        except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url, answered=reader.answered) from error
 
 
 class AsyncClient:
@@ -145,7 +131,8 @@ class AsyncClient:
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
     retries: how often a request is tried again while the service is not there or full, until work on it is told of.
-    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none.
+    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none and for a token that
+    no header can carry.
     """
 
     def __init__(
@@ -159,7 +146,7 @@ class AsyncClient:
     ) -> None:
         self._retries = retries
         self._http = httpx.AsyncClient(
-            base_url=_service_url(url), headers=_credentials(token), timeout=_timeout(timeout), transport=transport
+            base_url=_service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
         )
 
     async def __aenter__(self) -> Self:
@@ -182,9 +169,10 @@ class AsyncClient:
         on_preview: OnPreview | None = None,
         request_id: str | None = None,
     ) -> GenerationResult:
-        """Paint one picture; `request` may be the API's own JSON. Raises MultsdError.
+        """Paint one picture; `request` may be the API's own JSON.
 
-        The callbacks are those of a Listener; previews come where the request has preview_every.
+        The callbacks are those of a Listener; previews come where the request has preview_every. Raises MultsdError;
+        ValueError for what JSON cannot say, and for a request_id that no header can carry.
         """
         listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
         attempt = 0
@@ -199,22 +187,21 @@ class AsyncClient:
 
     async def limits(self) -> Mapping[str, Any]:
         """What the service accepts, and with which checkpoint it paints. Raises MultsdError."""
-        try:
+        with protocol.transport(self._http.base_url):
             return protocol.plain_object(await self._http.get(protocol.LIMITS_PATH))
-        except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url) from error
 
     async def _generate(
         self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
     ) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
-        async with self._stream(protocol.body(request), request_id, reader) as response:
-            if response.status_code != httpx.codes.OK:
-                await response.aread()
-                raise protocol.error_of(response)
-            async for line in response.aiter_lines():
-                if (result := reader.feed(line)) is not None:
-                    return result
+        with protocol.transport(self._http.base_url, reader):
+            async with self._http.stream(**protocol.post(request, request_id)) as response:
+                if response.status_code != httpx.codes.OK:
+                    await response.aread()
+                    raise protocol.error_of(response)
+                async for line in response.aiter_lines():
+                    if (result := reader.feed(line)) is not None:
+                        return result
         raise ProtocolError(_ENDED, request_id=request_id)
 
     async def ready(self) -> bool:
@@ -223,18 +210,5 @@ class AsyncClient:
 
     async def why_not_ready(self) -> str | None:
         """Why the service would not take a request now, in its own words; None where it would. Raises as `ready`."""
-        try:
+        with protocol.transport(self._http.base_url):
             return protocol.why_not_ready(await self._http.get(protocol.READY_PATH))
-        except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url) from error
-
-    @asynccontextmanager
-    async def _stream(
-        self, body: Mapping[str, Any], request_id: str | None, reader: protocol.ReplyReader
-    ) -> AsyncIterator[httpx.Response]:
-        headers = {protocol.REQUEST_ID: request_id} if request_id else {}
-        try:
-            async with self._http.stream("POST", protocol.STREAM_PATH, json=body, headers=headers) as response:
-                yield response
-        except httpx.RequestError as error:
-            raise protocol.transport_error(error, self._http.base_url, answered=reader.answered) from error

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from multsd_client.headers import header_value
+
 TOKEN_VARIABLE = "MULTSD_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE = "--token-file"  # noqa: S105 - the name of an option
 
 DEFAULT_URL = "http://127.0.0.1:5000"
 DEFAULT_TIMEOUT_S = 600.0
@@ -26,11 +29,20 @@ TokenFile = Annotated[
 def read_token(file: Path | None) -> str | None:
     """The bearer token; never an option's value, which other users of the machine could see. Raises BadParameter."""
     if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        text = os.environ.get(TOKEN_VARIABLE)
+        return _token(text, TOKEN_VARIABLE, TOKEN_VARIABLE) if text else None
     try:
-        return file.read_text(encoding="ascii").strip()
+        text = file.read_text(encoding="ascii")
     except (OSError, ValueError):
-        raise typer.BadParameter(f"{file}: expected a file with a token", param_hint="--token-file") from None
+        raise typer.BadParameter(f"{file}: expected a file with a token", param_hint=TOKEN_FILE) from None
+    return _token(text, str(file), TOKEN_FILE)
+
+
+def _token(text: str, source: str, hint: str) -> str:
+    try:
+        return header_value(text, source)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
 def reason(error: Exception) -> str:

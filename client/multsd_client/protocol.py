@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from multsd_client.errors import (
     ServiceUnavailableError,
     UnauthorizedError,
 )
+from multsd_client.headers import header_value
 from multsd_client.listening import Listener
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
@@ -34,9 +36,14 @@ READY_PATH = "/readyz"
 REQUEST_ID = "X-Request-Id"
 
 
-def body(request: GenerationRequest | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON to send: a typed request, or the API's own JSON as it is."""
-    return request.to_json() if isinstance(request, GenerationRequest) else request
+def post(request: GenerationRequest | Mapping[str, Any], request_id: str | None) -> dict[str, Any]:
+    """What to send, as arguments of httpx: a typed request, or the API's own JSON as it is. Raises ValueError."""
+    return {
+        "method": "POST",
+        "url": STREAM_PATH,
+        "json": request.to_json() if isinstance(request, GenerationRequest) else request,
+        "headers": {REQUEST_ID: header_value(request_id, "request_id")} if request_id else {},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +165,18 @@ def error_of(response: httpx.Response) -> MultsdError:
     return _error(response.status_code, data, retry_after=float(retry_after) if retry_after.isdecimal() else None)
 
 
-def transport_error(error: httpx.RequestError, url: httpx.URL, *, answered: bool = False) -> MultsdError:
+@contextmanager
+def transport(url: httpx.URL, reader: ReplyReader | None = None) -> Iterator[None]:
+    """Within it, what httpx raises becomes a MultsdError. reader: of the reply, where that is a stream."""
+    try:
+        yield
+    except httpx.LocalProtocolError:  # its text is the header's, which may be the token's
+        raise InvalidRequestError(f"{url}: expected a request that HTTP can carry, found another") from None
+    except httpx.RequestError as error:
+        raise _transport_error(error, url, answered=reader is not None and reader.answered) from error
+
+
+def _transport_error(error: httpx.RequestError, url: httpx.URL, *, answered: bool) -> MultsdError:
     """The exception for a request without a (whole) reply. answered: see ServiceUnavailableError."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return DeadlineExceededError(f"{url}: no reply in time")

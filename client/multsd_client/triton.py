@@ -26,6 +26,7 @@ from multsd_client.errors import (
     ServiceUnavailableError,
 )
 from multsd_client.fields import json_parameters, note_of_message, note_of_warning
+from multsd_client.headers import metadata
 from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
@@ -94,7 +95,7 @@ class TritonClient:
     before the picture); its deadline_s holds for all attempts together.
     embed: whether pictures carry their prompts, masks and parameters, for `multsd replay`. tls: whether to encrypt,
     with the system's authorities or those of the PEM file root_certificates. headers: gRPC metadata, such as an
-    authorization.
+    authorization. Raises ValueError for headers that gRPC cannot carry.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class TritonClient:
         self._timeout = timeout
         self._retries = retries
         self._embed = embed
-        self._headers = dict(headers or {})
+        self._headers = metadata(headers or {})
         self._client = InferenceServerClient(url, ssl=tls, root_certificates=root_certificates, channel_args=_CHANNEL)
 
     def __enter__(self) -> Self:
