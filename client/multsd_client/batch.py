@@ -67,7 +67,7 @@ def finished(results: Path, folder: Path) -> dict[str, Mapping[str, Any]]:
         return {}
     return {
         result["key"]: result
-        for result in _objects(results.read_text(encoding="utf-8").splitlines())
+        for result in _objects(results.read_text(encoding="utf-8").split("\n"))
         if isinstance(result.get("file"), str) and (folder / result["file"]).is_file()
     }
 

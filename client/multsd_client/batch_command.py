@@ -62,10 +62,11 @@ def batch_command(
 
 def _read(source: str) -> list[batch.Job]:
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
+        # Bytes: as text, each lone carriage return would end a line, and stdin would be read in the locale's encoding.
+        text = (sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{source}: {reason(error)}", param_hint="FILE") from None
-    return batch.read_jobs(text.splitlines())
+    return batch.read_jobs(text.split("\n"))  # splitlines() also cuts at what JSON's strings may hold
 
 
 def _append(results: Path, new: list[dict[str, Any]]) -> None:

@@ -89,3 +89,11 @@ def test_a_request_that_stands_there_twice_is_two_pictures(tmp_path: Path) -> No
     results = _run(['{"bg_prompt": "a"}'] * 3, tmp_path)
 
     assert len({each["file"] for each in results}) == len(list(tmp_path.iterdir())) == 3
+
+
+def test_results_whose_lines_hold_other_separators_are_found(tmp_path: Path) -> None:
+    [told] = _run(['{"bg_prompt": "a"}'], tmp_path)
+    told["warnings"] = ["prompt: expected a\u2028b"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    assert batch.finished(tmp_path / "results.jsonl", tmp_path) == {told["key"]: told}

@@ -395,3 +395,25 @@ def test_a_batch_goes_on_where_it_ended(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "1 painted, 1 failed, 2 before" in second.stderr
     assert (second.exit_code, third.exit_code) == (1, 1)
     assert sorted(body["seed"] for body in fake.bodies) == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_batchs_lines_end_with_a_line_feed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, end: str
+) -> None:
+    fake = Service()
+    _connect_batches(monkeypatch, fake, tmp_path)
+    prompts = [f"a{separator}b" for separator in "\u2028\u2029\x85\v\f\x1c\x1d\x1e\r"]
+    requests = ["\ufeff", *(json.dumps({"bg_prompt": prompt}, ensure_ascii=False) + end for prompt in prompts)]
+    requests[-1] = requests[-1].replace("\\r", "\r")  # as it is, which strict JSON has not
+    Path("requests.jsonl").write_bytes("".join(requests).encode())
+
+    result = CliRunner().invoke(
+        cli.app, ["batch", "-" if source == "stdin" else "requests.jsonl"], input="".join(requests).encode()
+    )
+
+    assert result.exit_code == 0, result.output
+    assert sorted(body["bg_prompt"] for body in fake.bodies) == sorted(prompts)
+    lines = sorted(json.loads(line)["line"] for line in Path("pictures/results.jsonl").read_text().splitlines())
+    assert lines == list(range(1, len(prompts) + 1))
