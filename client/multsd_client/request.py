@@ -31,15 +31,15 @@ class Region:
 
     def mask_json(self, width: int, height: int) -> str | dict[str, Any]:
         """The mask as an item of the request's `masks`. Raises ValueError for a box outside of the canvas."""
-        if isinstance(self.mask, Polygon | RunLengths):
-            return self.mask.to_json()
-        data = self.mask.png(width, height) if isinstance(self.mask, Box) else self.mask
-        return base64.b64encode(data).decode("ascii")
+        if isinstance(self.mask, bytes):
+            return base64.b64encode(self.mask).decode("ascii")
+        shape = self.mask.on_canvas(width, height) if isinstance(self.mask, Box) else self.mask
+        return shape.to_json()
 
     def mask_array(self, width: int, height: int) -> Mask:
         """The mask on the canvas: (height, width) uint8 of 0 and 1.
 
-        Raises ValueError for a box outside of the canvas and for bytes that are no image.
+        Raises ValueError: a box outside of the canvas, run lengths of too large a mask, bytes that are no image.
         """
         if isinstance(self.mask, bytes):
             return masks.read(self.mask, width=width, height=height)

@@ -6,18 +6,18 @@ y + 1.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 Mask = NDArray[np.uint8]
 
 MIN_POINTS = 3
+MAX_PIXELS = 2**31 - 1  # no gRPC message holds more bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,22 @@ class Box:
             raise ValueError(f"box: expected four whole numbers x0,y0,x1,y1, found {text!r}") from None
         return cls(x0, y0, x1, y1)
 
-    def mask(self, width: int, height: int) -> Mask:
-        """The box on the canvas, cut at its edges. Raises ValueError when it lies outside of the canvas."""
+    def on_canvas(self, width: int, height: int) -> Box:
+        """The box cut at the canvas's edges. Raises ValueError when it lies outside of the canvas."""
         if self.x0 >= width or self.y0 >= height:
             raise ValueError(f"box: expected it on the {width}x{height} canvas, found {self}")
+        return Box(self.x0, self.y0, min(self.x1, width), min(self.y1, height))
+
+    def mask(self, width: int, height: int) -> Mask:
+        """The box on the canvas, cut at its edges. Raises ValueError when it lies outside of the canvas."""
+        box = self.on_canvas(width, height)
         mask = np.zeros((height, width), np.uint8)
-        mask[self.y0 : self.y1, self.x0 : self.x1] = 1
+        mask[box.y0 : box.y1, box.x0 : box.x1] = 1
         return mask
 
-    def png(self, width: int, height: int) -> bytes:
-        """The box as a mask image of width x height pixels. Raises ValueError when it lies outside of the canvas."""
-        buffer = io.BytesIO()
-        Image.fromarray(self.mask(width, height) * np.uint8(255)).save(buffer, "PNG")
-        return buffer.getvalue()
+    def to_json(self) -> dict[str, Any]:
+        """The shape as an item of the request's `masks`."""
+        return {"box": [index(side) for side in (self.x0, self.y0, self.x1, self.y1)]}  # NumPy's integers are not JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,10 @@ class RunLengths:
         return cls((height, width), tuple([0, *counts] if inside[0] else counts))
 
     def mask(self) -> Mask:
-        """The mask, of its own size."""
+        """The mask, of its own size. Raises ValueError for one of more than MAX_PIXELS."""
+        height, width = self.size
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"size: expected at most {MAX_PIXELS} pixels, found {height} x {width}")
         values = np.arange(len(self.counts), dtype=np.uint8) & 1
         return np.repeat(values, np.asarray(self.counts, np.int64)).reshape(self.size)
 

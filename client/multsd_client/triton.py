@@ -31,6 +31,7 @@ from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.retries import pause
+from multsd_client.shapes import MAX_PIXELS, Mask
 from multsd_client.tensors import ModelRequest, Picture
 from multsd_client.triton_errors import Meaning
 
@@ -67,12 +68,14 @@ def outputs(result: InferResult) -> Mapping[str, np.ndarray[Any, Any]]:
 
 
 def model_request(request: GenerationRequest, *, progress: bool) -> ModelRequest:
-    """A request in the model's terms. Raises ValueError: a box outside of the canvas, bytes that are no image."""
-    masks = [region.mask_array(request.width, request.height) for region in request.regions]
+    """A request in the model's terms.
+
+    Raises ValueError: a box outside of the canvas, bytes that are no image, more pixels than a message holds.
+    """
     return ModelRequest(
         prompts=(request.prompt, *(region.prompt for region in request.regions)),
         negative_prompts=(request.negative_prompt, *map(request.negative_of, request.regions)),
-        masks=np.stack(masks) if masks else None,
+        masks=_masks(request),
         height=request.height,
         width=request.width,
         num_inference_steps=request.num_inference_steps,
@@ -85,6 +88,15 @@ def model_request(request: GenerationRequest, *, progress: bool) -> ModelRequest
         deadline_s=request.deadline_s,
         progress=progress,
     )
+
+
+def _masks(request: GenerationRequest) -> Mask | None:
+    """The masks of a request, (R - 1, height, width) uint8 of 0 and 1, None for no region. Raises ValueError."""
+    size = (len(request.regions), request.height, request.width)
+    if math.prod(size) > MAX_PIXELS:  # before any of them is drawn
+        raise ValueError(f"masks: expected at most {MAX_PIXELS} pixels in all, found {' x '.join(map(str, size))}")
+    masks = [region.mask_array(request.width, request.height) for region in request.regions]
+    return np.stack(masks) if masks else None
 
 
 class TritonClient:

@@ -1,16 +1,16 @@
-"""Requests as JSON, and boxes as masks."""
+"""Requests as JSON, and their masks in it."""
 
 from __future__ import annotations
 
 import base64
-import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from multsd_client import Box, GenerationRequest, Region
+from multsd_client import Box, GenerationRequest, Polygon, Region, RunLengths
 
 
 def test_a_typed_request_becomes_the_apis_json() -> None:
@@ -36,19 +36,33 @@ def test_a_typed_request_becomes_the_apis_json() -> None:
     }
 
 
-def test_a_box_is_painted_on_the_canvas_without_its_far_edges() -> None:
-    body = GenerationRequest(prompt="", regions=(Region(Box(1, 2, 3, 5), "a dog"),), width=4, height=6).to_json()
-
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["masks"][0]))))
-    expected = np.zeros((6, 4), np.uint8)
-    expected[2:5, 1:3] = 255
-    assert (pixels == expected).all()
+def _body(mask: Box | Polygon | RunLengths, *, side: int) -> dict[str, Any]:
+    return GenerationRequest(prompt="", regions=(Region(mask, "a dog"),), width=side, height=side).to_json()
 
 
-def test_a_box_beyond_the_canvas_is_cut_and_one_outside_refused() -> None:
-    assert Image.open(io.BytesIO(Box(2, 2, 99, 99).png(4, 4))).size == (4, 4)
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (Box(1, 2, 3, 5), {"box": [1, 2, 3, 5]}),
+        (Box(*np.array([1, 2, 3, 5])), {"box": [1, 2, 3, 5]}),
+        (Box(2, 2, 10**7, 99), {"box": [2, 2, 6, 6]}),
+        (Polygon(((0, 0), (2.5, 0), (0, 9))), {"polygon": [[0, 0], [2.5, 0], [0, 9]]}),
+        (RunLengths((1, 2), (1, 1)), {"size": [1, 2], "counts": [1, 1]}),
+    ],
+)
+def test_shapes_are_sent_as_shapes_and_boxes_cut_at_the_canvas(
+    mask: Box | Polygon | RunLengths, expected: dict[str, Any]
+) -> None:
+    assert json.loads(json.dumps(_body(mask, side=6)))["masks"] == [expected]
+
+
+def test_a_box_outside_of_the_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="expected it on the 4x4 canvas, found 4,0,5,1"):
-        Box(4, 0, 5, 1).png(4, 4)
+        _body(Box(4, 0, 5, 1), side=4)
+
+
+def test_a_picture_of_any_size_can_be_asked_for() -> None:
+    assert _body(Box(0, 0, 4, 4), side=10**7)["masks"] == [{"box": [0, 0, 4, 4]}]
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "a,b,c,d", "", "3,0,3,1", "-1,0,2,2", "0,2,1,1"])

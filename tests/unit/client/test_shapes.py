@@ -39,6 +39,13 @@ def test_a_rectangle_is_the_same_as_a_box_and_as_a_polygon() -> None:
     assert Box(2, 1, 7, 5).mask(10, 8).sum() == 5 * 4
 
 
+def test_a_box_is_without_its_far_edges_and_cut_at_the_canvas() -> None:
+    assert Box(1, 0, 3, 2).mask(4, 3).tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert Box(2, 2, 99, 99).mask(4, 3).tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="expected it on the 4x4 canvas, found 4,0,5,1"):
+        Box(4, 0, 5, 1).mask(4, 4)
+
+
 def test_what_a_polygon_encloses_twice_is_outside() -> None:
     square = ((0.0, 0.0), (8.0, 0.0), (8.0, 8.0), (0.0, 8.0))
 

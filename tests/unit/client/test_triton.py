@@ -28,7 +28,7 @@ from multsd_client.errors import (
 )
 from multsd_client.request import GenerationRequest, Region
 from multsd_client.result import GenerationResult
-from multsd_client.shapes import RunLengths
+from multsd_client.shapes import Box, Polygon, RunLengths
 from multsd_client.tensors import Progress, Queued
 from multsd_client.triton import TritonClient
 
@@ -318,6 +318,23 @@ def test_parameters_that_do_not_fit_are_told_of() -> None:
     with pytest.raises(ValueError, match="found none"):
         replay.read(result.image)
     assert _generate(FakeTriton(), request, embed=False).warnings == (CUT,)
+
+
+@pytest.mark.parametrize(
+    "mask", [Box(0, 0, 4, 4), Polygon(((0, 0), (4, 0), (0, 4))), RunLengths((1, 2), (1, 1)), b"no image"]
+)
+def test_masks_too_large_for_a_message_are_refused_before_any_is_drawn(mask: Any) -> None:
+    fake, regions = FakeTriton(), (Region(mask, "sand"),) * 2
+    with pytest.raises(ValueError, match="masks: expected at most 2147483647 pixels in all, found 2 x 40000 x 30000"):
+        _generate(fake, GenerationRequest(prompt="a", width=30_000, height=40_000, regions=regions))
+    assert fake.requests == []
+
+
+def test_run_lengths_of_too_large_a_mask_are_refused() -> None:
+    fake, regions = FakeTriton(), (Region(RunLengths((10**7, 10**7), (10**14,)), "sand"),)
+    with pytest.raises(ValueError, match="size: expected at most 2147483647 pixels, found 10000000 x 10000000"):
+        _generate(fake, GenerationRequest(prompt="a", width=2, height=3, regions=regions))
+    assert fake.requests == []
 
 
 def test_a_format_that_is_none_is_refused_before_anything_is_painted() -> None:
