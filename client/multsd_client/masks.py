@@ -44,9 +44,16 @@ def stretch(mask: Mask, *, width: int, height: int) -> Mask:
 
 
 def read(data: bytes, *, width: int, height: int) -> Mask:
-    """The mask of an image file, stretched to the canvas. Raises ValueError where the bytes are no such image."""
+    """The mask of an image file, stretched to the canvas.
+
+    Raises ValueError where the bytes are no such image, or by their header one of more pixels than Pillow decodes.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return stretch(inside(image), width=width, height=height)
-    except OSError as error:
-        raise ValueError(f"mask: expected a {', '.join(FORMATS)} image, found something else: {error}") from None
+            mask = inside(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"expected an image small enough to decode, found a larger one: {error}") from None
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken files
+        told = str(error) or type(error).__name__
+        raise ValueError(f"expected a {', '.join(FORMATS)} image, found something else: {told}") from None
+    return stretch(mask, width=width, height=height)

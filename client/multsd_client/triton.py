@@ -70,7 +70,8 @@ def outputs(result: InferResult) -> Mapping[str, np.ndarray[Any, Any]]:
 def model_request(request: GenerationRequest, *, progress: bool) -> ModelRequest:
     """A request in the model's terms.
 
-    Raises ValueError: a box outside of the canvas, bytes that are no image, more pixels than a message holds.
+    Raises ValueError, which names the mask: a box outside of the canvas, bytes that are no image or one too large to
+    decode, more pixels than a message holds.
     """
     return ModelRequest(
         prompts=(request.prompt, *(region.prompt for region in request.regions)),
@@ -95,7 +96,12 @@ def _masks(request: GenerationRequest) -> Mask | None:
     size = (len(request.regions), request.height, request.width)
     if math.prod(size) > MAX_PIXELS:  # before any of them is drawn
         raise ValueError(f"masks: expected at most {MAX_PIXELS} pixels in all, found {' x '.join(map(str, size))}")
-    masks = [region.mask_array(request.width, request.height) for region in request.regions]
+    masks = []
+    for number, region in enumerate(request.regions):
+        try:
+            masks.append(region.mask_array(request.width, request.height))
+        except ValueError as error:
+            raise ValueError(f"masks[{number}]: {error}") from None
     return np.stack(masks) if masks else None
 
 

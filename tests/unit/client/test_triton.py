@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from multsd_client import replay, triton
@@ -332,7 +334,35 @@ def test_masks_too_large_for_a_message_are_refused_before_any_is_drawn(mask: Any
 
 def test_run_lengths_of_too_large_a_mask_are_refused() -> None:
     fake, regions = FakeTriton(), (Region(RunLengths((10**7, 10**7), (10**14,)), "sand"),)
-    with pytest.raises(ValueError, match="size: expected at most 2147483647 pixels, found 10000000 x 10000000"):
+    with pytest.raises(
+        ValueError, match=r"^masks\[0\]: size: expected at most 2147483647 pixels, found 10000000 x 10000000"
+    ):
+        _generate(fake, GenerationRequest(prompt="a", width=2, height=3, regions=regions))
+    assert fake.requests == []
+
+
+def _png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _broken_chunk(png: bytes) -> bytes:
+    return png.replace(b"IDAT", b"\xf4\xfe\xcfc")  # for which Pillow raises SyntaxError
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"no image", "expected a PNG, .* image, found something else: "),
+        (_broken_chunk(_png(8, 8)), "expected a PNG, .* image, found something else: "),
+        (_png(20_000, 10_000)[:64], "expected an image small enough to decode, found a larger one: .*200000000 pixels"),
+    ],
+    ids=["no image", "a broken one", "the header of a large one"],
+)
+def test_an_image_that_cannot_be_a_mask_is_refused_by_its_number(data: bytes, expected: str) -> None:
+    fake, regions = FakeTriton(), (Region(_png(2, 3), "sand"), Region(data, "sea"))
+    with pytest.raises(ValueError, match=rf"^masks\[1\]: {expected}"):
         _generate(fake, GenerationRequest(prompt="a", width=2, height=3, regions=regions))
     assert fake.requests == []
 
