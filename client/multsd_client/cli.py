@@ -33,6 +33,7 @@ from multsd_client.errors import (
 from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token, reason
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
+from multsd_client.urls import shown
 
 EXIT_CODES: Mapping[type[MultsdError], int] = {
     UnauthorizedError: 2,
@@ -161,7 +162,7 @@ def health(
     try:
         with Client(url, timeout=timeout, token=read_token(token_file)) as client:
             if (fault := client.why_not_ready()) is not None:
-                typer.echo(f"{url}: {fault}")
+                typer.echo(f"{shown(url)}: {fault}")
                 raise typer.Exit(EXIT_NOT_READY)
             told = client.limits()
     except MultsdError as error:
@@ -169,7 +170,7 @@ def health(
         raise typer.Exit(EXIT_CODES[type(error)]) from None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--url") from None
-    typer.echo("\n".join([f"{url}: ready", *limits_lines(told)]))
+    typer.echo("\n".join([f"{shown(url)}: ready", *limits_lines(told)]))
 
 
 app.command("batch")(batch_command)

@@ -17,23 +17,13 @@ from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.retries import pause
+from multsd_client.urls import service_url
 
 _ENDED = "stream: expected a result or an error, found its end"
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, 5.0))
-
-
-def _service_url(url: str) -> httpx.URL:
-    """Raises ValueError for what is not the URL of an HTTP service."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"url: expected http://host:port, found {url!r}: {error}") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"url: expected http://host:port, found {url!r}")
-    return parsed
 
 
 class Client:
@@ -56,7 +46,7 @@ class Client:
     ) -> None:
         self._retries = retries
         self._http = httpx.Client(
-            base_url=_service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
+            base_url=service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -146,7 +136,7 @@ class AsyncClient:
     ) -> None:
         self._retries = retries
         self._http = httpx.AsyncClient(
-            base_url=_service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
+            base_url=service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
         )
 
     async def __aenter__(self) -> Self:

@@ -29,6 +29,7 @@ from multsd_client.listening import Listener
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.tensors import Preview, Progress, Queued, Update, is_work
+from multsd_client.urls import shown
 
 STREAM_PATH = "/multsd/stream"
 LIMITS_PATH = "/limits"
@@ -160,7 +161,7 @@ def error_of(response: httpx.Response) -> MultsdError:
     except ProtocolError:
         data = {}
     if "message" not in data:
-        return ProtocolError(f"{response.url}: expected the multsd API, found HTTP {response.status_code}")
+        return ProtocolError(f"{shown(response.url)}: expected the multsd API, found HTTP {response.status_code}")
     retry_after = response.headers.get("Retry-After", "")
     return _error(response.status_code, data, retry_after=float(retry_after) if retry_after.isdecimal() else None)
 
@@ -171,7 +172,7 @@ def transport(url: httpx.URL, reader: ReplyReader | None = None) -> Iterator[Non
     try:
         yield
     except httpx.LocalProtocolError:  # its text is the header's, which may be the token's
-        raise InvalidRequestError(f"{url}: expected a request that HTTP can carry, found another") from None
+        raise InvalidRequestError(f"{shown(url)}: expected a request that HTTP can carry, found another") from None
     except httpx.RequestError as error:
         raise _transport_error(error, url, answered=reader is not None and reader.answered) from error
 
@@ -179,8 +180,8 @@ def transport(url: httpx.URL, reader: ReplyReader | None = None) -> Iterator[Non
 def _transport_error(error: httpx.RequestError, url: httpx.URL, *, answered: bool) -> MultsdError:
     """The exception for a request without a (whole) reply. answered: see ServiceUnavailableError."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return DeadlineExceededError(f"{url}: no reply in time")
-    return ServiceUnavailableError(f"{url}: {error or type(error).__name__}", answered=answered)
+        return DeadlineExceededError(f"{shown(url)}: no reply in time")
+    return ServiceUnavailableError(f"{shown(url)}: {error or type(error).__name__}", answered=answered)
 
 
 def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None, answered: bool = False) -> MultsdError:
