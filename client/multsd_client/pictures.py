@@ -50,15 +50,21 @@ def encode(
 
 
 def read_text(data: bytes) -> str | None:
-    """The text inside a picture file, None where there is none. Raises ValueError for what is no picture."""
+    """The text inside a picture file, None where there is none.
+
+    Raises ValueError for what is no picture, or by its header one of more pixels than Pillow decodes.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.format == "PNG":
                 text = image.info.get(KEYWORD)
                 return str(text) if isinstance(text, str) else None
             comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"picture: expected a PNG, JPEG or WebP file, found something else: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"picture: expected one small enough to decode, found a larger one: {error}") from None
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken files
+        told = str(error) or type(error).__name__
+        raise ValueError(f"picture: expected a PNG, JPEG or WebP file, found something else: {told}") from None
     if not isinstance(comment, bytes) or not comment.startswith(_ASCII):
         return None
     return comment.removeprefix(_ASCII).decode("ascii", "replace")

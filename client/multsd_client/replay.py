@@ -59,7 +59,7 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         found = json.loads(text)
         version, request, checkpoint = found["multsd"], dict(found["request"]), dict(found["checkpoint"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError("picture: expected the parameters of a multsd picture in it, found something else") from None
     if version != VERSION:
         raise ValueError(f"picture: expected parameters of version {VERSION}, found {version!r}")

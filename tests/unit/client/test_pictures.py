@@ -70,3 +70,11 @@ def test_a_lower_quality_is_a_smaller_file(output_format: str) -> None:
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="picture: expected a PNG, JPEG or WebP file"):
         pictures.read_text(data)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(buffer, "PNG")
+
+    with pytest.raises(ValueError, match="picture: expected one small enough to decode, found a larger one"):
+        pictures.read_text(buffer.getvalue()[:64])

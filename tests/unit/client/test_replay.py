@@ -64,9 +64,11 @@ def test_masks_of_more_runs_than_any_file_holds_are_refused_before_they_are_list
         "[]",
         "7",
         "{}",
+        "[" * 100_000,
         json.dumps({"multsd": 1, "request": 7, "checkpoint": {}}),
         json.dumps({"multsd": 2, "request": {}, "checkpoint": {}}),
     ],
+    ids=range(8),
 )
 def test_a_picture_without_a_record_is_refused(text: str | None) -> None:
     with pytest.raises(ValueError, match=r"picture: expected .* found"):
