@@ -69,6 +69,7 @@ _NUMPY: Mapping[str, Any] = {
     "FP32": np.float32,
     "BOOL": np.bool_,
 }
+_INTEGERS = ("INT32", "UINT64")
 
 Array = NDArray[Any]
 
@@ -134,7 +135,10 @@ class Picture:
 
 
 def to_tensors(request: ModelRequest) -> dict[str, Array]:
-    """The request's input tensors by name; what is left out is absent. BYTES are arrays of `bytes` objects."""
+    """The request's input tensors by name; what is left out is absent. BYTES are arrays of `bytes` objects.
+
+    Raises ValueError for what a tensor cannot hold: a number out of its type's range, half a surrogate pair.
+    """
     values: Mapping[str, Any] = {
         "prompt": request.prompts,
         "negative_prompt": request.negative_prompts or None,
@@ -204,4 +208,8 @@ def _array(name: str, value: Any) -> Array:
     values = value if isinstance(value, tuple) else (value,)
     if spec.datatype == "BYTES":
         values = tuple(text.encode() for text in values)
+    if spec.datatype in _INTEGERS:  # NumPy before 2 lets others wrap around
+        bounds = np.iinfo(_NUMPY[spec.datatype])
+        if not all(bounds.min <= each <= bounds.max for each in values):
+            raise ValueError(f"{name}: expected {bounds.min} to {bounds.max}, found {value}")
     return np.array(values, dtype=_NUMPY[spec.datatype])

@@ -164,7 +164,8 @@ class TritonClient:
     ) -> GenerationResult:
         """Paint one picture; a JPEG unless the request says otherwise. The callbacks are those of a Listener.
 
-        Raises MultsdError; ValueError as `model_request` does, and for an output_format that is none.
+        Raises MultsdError; ValueError as `model_request` does, for what a tensor cannot hold, and for an output_format
+        that is none.
         """
         listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
         output = _output(request, embed=self._embed)
@@ -213,12 +214,12 @@ class TritonClient:
 
     def _paint(self, request: ModelRequest, listener: Listener, request_id: str, end: float) -> Picture:
         answers: queue.SimpleQueue[tuple[InferResult | None, InferenceServerException | None]] = queue.SimpleQueue()
-        answered = False
+        inputs, answered = infer_inputs(request), False
         self._client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=self._headers)
         try:
             try:
                 self._client.async_stream_infer(
-                    tensors.MODEL, infer_inputs(request), request_id=request_id, parameters=dict(NAMED_CODES)
+                    tensors.MODEL, inputs, request_id=request_id, parameters=dict(NAMED_CODES)
                 )
             except InferenceServerException as ended:  # already; why, the callback was told
                 _, reason = answers.get(timeout=CALLBACK_S)

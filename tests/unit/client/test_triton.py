@@ -367,6 +367,23 @@ def test_an_image_that_cannot_be_a_mask_is_refused_by_its_number(data: bytes, ex
     assert fake.requests == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"seed": -1}, "seed: expected 0 to 18446744073709551615, found -1"),
+        ({"seed": 2**64}, "seed: expected 0 to 18446744073709551615, found 18446744073709551616"),
+        ({"width": 2**40}, "width: expected -2147483648 to 2147483647, found 1099511627776"),
+        ({"prompt": "\ud800"}, "surrogates not allowed"),
+    ],
+    ids=str,
+)
+def test_what_a_tensor_cannot_hold_is_refused_before_it_is_sent(wrong: dict[str, Any], told: str) -> None:
+    fake = FakeTriton()
+    with pytest.raises(ValueError, match=told):
+        _generate(fake, GenerationRequest(**{"prompt": "a", **wrong}))
+    assert fake.requests == []
+
+
 def test_a_format_that_is_none_is_refused_before_anything_is_painted() -> None:
     fake = FakeTriton()
     with pytest.raises(ValueError, match="output_format: expected jpeg, png, webp, found 'gif'"):
