@@ -53,8 +53,8 @@ def batch_command(
     except OSError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_SOME_FAILED) from None
-    except ValueError as error:  # what a URL cannot say
-        raise typer.BadParameter(str(error), param_hint="--url") from None
+    except ValueError as error:  # what a URL cannot say, and the environment
+        raise typer.BadParameter(str(error)) from None
     typer.echo(str(path))
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)

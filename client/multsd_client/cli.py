@@ -169,7 +169,7 @@ def health(
         show_error(Console(stderr=True), error)
         raise typer.Exit(EXIT_CODES[type(error)]) from None
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from None
+        raise typer.BadParameter(str(error)) from None
     typer.echo("\n".join([f"{shown(url)}: ready", *limits_lines(told)]))
 
 
@@ -231,7 +231,7 @@ def _ask(url: str, body: Mapping[str, Any], service: Mapping[str, Any]) -> Gener
     except MultsdError as error:
         show_error(console, error)
         raise typer.Exit(EXIT_CODES[type(error)]) from None
-    except ValueError as error:  # what JSON or a URL cannot say
+    except ValueError as error:  # what JSON, a URL or a header cannot say, and the environment
         raise typer.BadParameter(str(error)) from None
     show_result(console, result)
     return result

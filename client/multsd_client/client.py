@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,13 +27,25 @@ def _timeout(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, 5.0))
 
 
+@contextmanager
+def _from_environment() -> Iterator[None]:
+    """Within it, what httpx takes from the environment and cannot use is a ValueError."""
+    expected = "environment: expected proxies and certificates that httpx can use"
+    try:
+        yield
+    except httpx.InvalidURL:  # which may quote a piece of a password
+        raise ValueError(f"{expected}, found a proxy's URL that is none") from None
+    except (ImportError, OSError) as error:  # a SOCKS proxy, a file that is missing
+        raise ValueError(f"{expected}: {error}") from error
+
+
 class Client:
     """Blocking client of one gateway; a context manager.
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
     retries: how often a request is tried again while the service is not there or full, until work on it is told of.
-    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none and for a token that
-    no header can carry.
+    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none, for a token that
+    no header can carry, and for proxies and certificates of the environment that cannot be used.
     """
 
     def __init__(
@@ -45,9 +58,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(
-            base_url=service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
-        )
+        service, headers = service_url(url), authorization(token)
+        with _from_environment():
+            self._http = httpx.Client(base_url=service, headers=headers, timeout=_timeout(timeout), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -121,8 +134,8 @@ class AsyncClient:
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
     retries: how often a request is tried again while the service is not there or full, until work on it is told of.
-    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none and for a token that
-    no header can carry.
+    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none, for a token that
+    no header can carry, and for proxies and certificates of the environment that cannot be used.
     """
 
     def __init__(
@@ -135,9 +148,11 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.AsyncClient(
-            base_url=service_url(url), headers=authorization(token), timeout=_timeout(timeout), transport=transport
-        )
+        service, headers = service_url(url), authorization(token)
+        with _from_environment():
+            self._http = httpx.AsyncClient(
+                base_url=service, headers=headers, timeout=_timeout(timeout), transport=transport
+            )
 
     async def __aenter__(self) -> Self:
         return self

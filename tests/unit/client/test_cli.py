@@ -353,6 +353,29 @@ def _connect_batches(monkeypatch: pytest.MonkeyPatch, fake: Service, folder: Pat
     monkeypatch.setattr(batch_command, "AsyncClient", connect)
 
 
+@pytest.mark.parametrize("command", [["generate", "a"], ["health"], ["batch", "requests.jsonl"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "http://me:s3/cret@host"),
+        ("ALL_PROXY", "carrier-pigeon://me:s3cret@host"),
+        ("SSL_CERT_FILE", "s3/nowhere.pem"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str], variable: str, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, value)
+    Path("requests.jsonl").write_text("{}\n")
+
+    result = CliRunner().invoke(cli.app, [*command, "--url", "http://127.0.0.1:1"])
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Invalid value: " in result.stderr
+    assert "s3" not in result.stderr
+
+
 def test_a_line_inserted_at_the_top_of_a_batch_is_all_that_is_painted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
