@@ -90,14 +90,14 @@ def read_event(event: Event, *, answered: bool = False) -> Update | GenerationRe
             return read(event.data)
         except KeyError as error:
             raise ProtocolError(f"{event.name} event: expected {error.args[0]}, found {sorted(event.data)}") from None
-        except (TypeError, ValueError, OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's parsers raise nearly anything on broken files
             raise ProtocolError(f"{event.name} event: {error}") from None
     if event.name == "result":
         return GenerationResult.from_json(event.data)
     if event.name == "error":
-        raise _error(
-            event.data.get("status", 500), event.data, retry_after=event.data.get("retry_after"), answered=answered
-        )
+        wait = event.data.get("retry_after")
+        retry_after = wait if isinstance(wait, int | float) and wait >= 0 else None
+        raise _error(event.data.get("status", 500), event.data, retry_after=retry_after, answered=answered)
     return None
 
 
@@ -187,8 +187,7 @@ def _transport_error(error: httpx.RequestError, url: httpx.URL, *, answered: boo
 def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None, answered: bool = False) -> MultsdError:
     message, request_id = str(data.get("message", f"HTTP {status}")), data.get("request_id")
     if status in (400, 413, 422):
-        notes = [FieldNote(str(note.get("field", "")), str(note.get("message", ""))) for note in data.get("errors", [])]
-        return InvalidRequestError(message, errors=notes, request_id=request_id)
+        return InvalidRequestError(message, errors=_notes(data.get("errors")), request_id=request_id)
     if status == 401:
         return UnauthorizedError(message, request_id=request_id)
     if status in (429, 503):
@@ -198,10 +197,16 @@ def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None, a
     return GenerationFailedError(message, request_id=request_id)
 
 
+def _notes(errors: object) -> list[FieldNote]:
+    """The faults of a refused request; what is none is left out, there is still the message."""
+    found = [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else []
+    return [FieldNote(str(each.get("field", "")), str(each.get("message", ""))) for each in found]
+
+
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ProtocolError("reply: expected JSON") from None
     if not isinstance(value, dict):
         raise ProtocolError(f"reply: expected a JSON object, found {type(value).__name__}")

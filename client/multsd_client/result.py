@@ -35,14 +35,14 @@ class GenerationResult:
         try:
             return cls(
                 image=base64.b64decode(reply["image"], validate=True),
-                media_type=reply["media_type"],
+                media_type=str(reply["media_type"]),
                 seed=reply["seed"],
                 warnings=tuple(FieldNote(note["field"], note["message"]) for note in reply["warnings"]),
-                parameters=reply["parameters"],
-                timings=reply["timings"],
+                parameters=dict(reply["parameters"]),
+                timings={name: float(seconds) for name, seconds in dict(reply["timings"]).items()},
                 unet_rows=reply["unet_rows"],
                 unet_rows_reference=reply["unet_rows_reference"],
-                checkpoint=reply["checkpoint"],
+                checkpoint=dict(reply["checkpoint"]),
                 request_id=reply["request_id"],
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -145,15 +145,37 @@ def test_a_connection_that_fails_becomes_an_exception(
         lambda: events(("result", {**RESULT, "image": "!"})),
         lambda: events(("result", {**RESULT, "warnings": [1]})),
         lambda: events(("progress", {})),
+        lambda: events(("result", {**RESULT, "timings": None})),
+        lambda: events(("result", {**RESULT, "timings": {"total": "soon"}})),
+        lambda: events(("result", {**RESULT, "checkpoint": "demo"})),
+        lambda: events(("result", {**RESULT, "parameters": 7})),
         lambda: httpx.Response(200, text="event: result\ndata: {\n\n"),
+        lambda: httpx.Response(200, text=f"event: result\ndata: {'[' * 100_000}\n\n"),
+        lambda: httpx.Response(503, text="[" * 100_000),
     ],
-    ids=range(9),
+    ids=range(15),
 )
 def test_another_service_at_the_address_is_a_protocol_error(
     generate: Generate, reply: Callable[[], httpx.Response]
 ) -> None:
     with pytest.raises(ProtocolError):
         generate(lambda _request: reply())
+
+
+@pytest.mark.parametrize("errors", [None, "width", [1], [["width"]], {"field": "width"}])
+def test_a_refusal_whose_fields_cannot_be_read_is_one_without(generate: Generate, errors: Any) -> None:
+    told = {"status": 400, "message": "no", "errors": errors}
+    for reply in (httpx.Response(400, json=told), events(("error", told))):
+        with pytest.raises(InvalidRequestError, match=r"^no$") as caught:
+            generate(lambda _request, reply=reply: reply)
+        assert caught.value.errors == ()
+
+
+@pytest.mark.parametrize("retry_after", ["soon", -1, None, [1]])
+def test_a_time_that_cannot_be_waited_for_is_none(generate: Generate, retry_after: Any) -> None:
+    with pytest.raises(ServiceUnavailableError) as caught:
+        generate(lambda _request: events(("error", {"status": 503, "message": "full", "retry_after": retry_after})))
+    assert caught.value.retry_after is None
 
 
 def test_comments_and_unknown_events_are_passed_over(generate: Generate) -> None:
