@@ -17,7 +17,7 @@ from multsd_client.headers import authorization
 from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
-from multsd_client.retries import pause
+from multsd_client.retries import Attempts
 from multsd_client.urls import service_url
 
 _ENDED = "stream: expected a result or an error, found its end"
@@ -43,9 +43,11 @@ class Client:
     """Blocking client of one gateway; a context manager.
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
-    retries: how often a request is tried again while the service is not there or full, until work on it is told of.
-    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none, for a token that
-    no header can carry, and for proxies and certificates of the environment that cannot be used.
+    retries: how often a request is tried again while the service is not there or full, until work on it is told of;
+    its deadline_s holds for all attempts together. transport: an httpx transport, for tests and proxies.
+
+    Raises ValueError for a URL that is none, for a token that no header can carry, and for proxies and certificates of
+    the environment that cannot be used.
     """
 
     def __init__(
@@ -88,28 +90,26 @@ class Client:
         ValueError for what JSON cannot say, and for a request_id that no header can carry.
         """
         listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
-        attempt = 0
+        attempts, body = Attempts(self._retries, protocol.deadline(request)), protocol.body(request)
         while True:
             try:
-                return self._generate(request, listener, request_id)
+                return self._generate(body, listener, request_id)
             except MultsdError as error:
-                attempt += 1
-                if (seconds := pause(error, attempt=attempt, retries=self._retries)) is None:
+                if (seconds := attempts.pause(error)) is None:
                     raise
             time.sleep(seconds)
+            body = protocol.within(body, attempts.left)
 
     def limits(self) -> Mapping[str, Any]:
         """What the service accepts, and with which checkpoint it paints. Raises MultsdError."""
         with protocol.transport(self._http.base_url):
             return protocol.plain_object(self._http.get(protocol.LIMITS_PATH))
 
-    def _generate(
-        self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
-    ) -> GenerationResult:
+    def _generate(self, body: Mapping[str, Any], listener: Listener, request_id: str | None) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
         with (
             protocol.transport(self._http.base_url, reader),
-            self._http.stream(**protocol.post(request, request_id)) as response,
+            self._http.stream(**protocol.post(body, request_id)) as response,
         ):
             if response.status_code != httpx.codes.OK:
                 response.read()
@@ -133,9 +133,11 @@ class AsyncClient:
     """Awaitable client of one gateway; an asynchronous context manager. Cancelling a call cancels its picture.
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
-    retries: how often a request is tried again while the service is not there or full, until work on it is told of.
-    transport: an httpx transport, for tests and proxies. Raises ValueError for a URL that is none, for a token that
-    no header can carry, and for proxies and certificates of the environment that cannot be used.
+    retries: how often a request is tried again while the service is not there or full, until work on it is told of;
+    its deadline_s holds for all attempts together. transport: an httpx transport, for tests and proxies.
+
+    Raises ValueError for a URL that is none, for a token that no header can carry, and for proxies and certificates of
+    the environment that cannot be used.
     """
 
     def __init__(
@@ -180,27 +182,25 @@ class AsyncClient:
         ValueError for what JSON cannot say, and for a request_id that no header can carry.
         """
         listener = Listener(on_queued=on_queued, on_progress=on_progress, on_preview=on_preview)
-        attempt = 0
+        attempts, body = Attempts(self._retries, protocol.deadline(request)), protocol.body(request)
         while True:
             try:
-                return await self._generate(request, listener, request_id)
+                return await self._generate(body, listener, request_id)
             except MultsdError as error:
-                attempt += 1
-                if (seconds := pause(error, attempt=attempt, retries=self._retries)) is None:
+                if (seconds := attempts.pause(error)) is None:
                     raise
             await asyncio.sleep(seconds)
+            body = protocol.within(body, attempts.left)
 
     async def limits(self) -> Mapping[str, Any]:
         """What the service accepts, and with which checkpoint it paints. Raises MultsdError."""
         with protocol.transport(self._http.base_url):
             return protocol.plain_object(await self._http.get(protocol.LIMITS_PATH))
 
-    async def _generate(
-        self, request: GenerationRequest | Mapping[str, Any], listener: Listener, request_id: str | None
-    ) -> GenerationResult:
+    async def _generate(self, body: Mapping[str, Any], listener: Listener, request_id: str | None) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
         with protocol.transport(self._http.base_url, reader):
-            async with self._http.stream(**protocol.post(request, request_id)) as response:
+            async with self._http.stream(**protocol.post(body, request_id)) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     raise protocol.error_of(response)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,12 +38,35 @@ READY_PATH = "/readyz"
 REQUEST_ID = "X-Request-Id"
 
 
-def post(request: GenerationRequest | Mapping[str, Any], request_id: str | None) -> dict[str, Any]:
-    """What to send, as arguments of httpx: a typed request, or the API's own JSON as it is. Raises ValueError."""
+def body(request: GenerationRequest | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The API's JSON of a typed request, or the API's own as it is. Raises ValueError."""
+    return request.to_json() if isinstance(request, GenerationRequest) else request
+
+
+def deadline(request: GenerationRequest | Mapping[str, Any]) -> float | None:
+    """Seconds that a request has; None where it has no deadline, and for what the service refuses as one."""
+    if isinstance(request, GenerationRequest):
+        return request.deadline_s
+    try:
+        seconds = float(request["deadline_s"])  # the API takes numeric strings, too
+    except (KeyError, TypeError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+def within(body: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
+    """The same request with so many seconds left. Raises DeadlineExceededError where there are none."""
+    if seconds <= 0:
+        raise DeadlineExceededError("no reply in time")
+    return body if math.isinf(seconds) else {**body, "deadline_s": seconds}
+
+
+def post(body: Mapping[str, Any], request_id: str | None) -> dict[str, Any]:
+    """What to send, as arguments of httpx. Raises ValueError."""
     return {
         "method": "POST",
         "url": STREAM_PATH,
-        "json": request.to_json() if isinstance(request, GenerationRequest) else request,
+        "json": body,
         "headers": {REQUEST_ID: header_value(request_id, "request_id")} if request_id else {},
     }
 

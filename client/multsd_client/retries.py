@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from multsd_client.errors import MultsdError, ServiceUnavailableError
 
 FIRST_PAUSE_S = 1.0  # doubled with every attempt, where the service does not say how long
 LONGEST_PAUSE_S = 60.0
+
+
+class Attempts:
+    """The attempts of one request, all within its deadline. retries: how many there may be after the first."""
+
+    def __init__(self, retries: int, deadline_s: float | None = None) -> None:
+        """The first begins now. deadline_s: of all together, seconds; what is no time at all the service refuses."""
+        self._retries = retries
+        self._failed = 0
+        self.end = math.inf  # on the monotonic clock
+        if deadline_s is not None and deadline_s > 0:
+            self.end = time.monotonic() + deadline_s
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.end - time.monotonic()
+
+    def pause(self, error: MultsdError) -> float | None:
+        """Seconds to wait after an attempt that has failed, or None for no other one."""
+        self._failed += 1
+        seconds = pause(error, attempt=self._failed, retries=self._retries)
+        return None if seconds is None or seconds >= self.left else seconds
 
 
 def pause(error: MultsdError, *, attempt: int, retries: int) -> float | None:

@@ -30,7 +30,7 @@ from multsd_client.headers import metadata
 from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
-from multsd_client.retries import pause
+from multsd_client.retries import Attempts
 from multsd_client.shapes import MAX_PIXELS, Mask
 from multsd_client.tensors import ModelRequest, Picture
 from multsd_client.triton_errors import Meaning
@@ -171,15 +171,12 @@ class TritonClient:
         output = _output(request, embed=self._embed)
         asked = model_request(request, progress=listener.hears)
         request_id = request_id or uuid.uuid4().hex
-        end = _end(asked.deadline_s)
-        attempt = 0
+        attempts = Attempts(self._retries, asked.deadline_s)
         while True:
             try:
-                return _result(asked, self._attempt(asked, listener, request_id, end), output, request_id)
+                return _result(asked, self._attempt(asked, listener, request_id, attempts.end), output, request_id)
             except MultsdError as error:
-                attempt += 1
-                seconds = pause(error, attempt=attempt, retries=self._retries)
-                if seconds is None or seconds >= end - time.monotonic():
+                if (seconds := attempts.pause(error)) is None:
                     raise
             time.sleep(seconds)
 
@@ -239,11 +236,6 @@ class TritonClient:
             raise ProtocolError(str(error), request_id=request_id) from error
         finally:
             self._client.stop_stream(cancel_requests=True)
-
-
-def _end(deadline_s: float | None) -> float:
-    """When a deadline that begins now is over, on the monotonic clock; what is no time at all the model refuses."""
-    return time.monotonic() + deadline_s if deadline_s is not None and deadline_s > 0 else math.inf
 
 
 def _output(request: GenerationRequest, *, embed: bool) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,22 @@ def _raise(error: Exception) -> httpx.Response:
     raise error
 
 
+def _generate(
+    reply: Callable[[httpx.Request], httpx.Response], body: Any, *, retries: int, blocking: bool, **listeners: Any
+) -> None:
+    """Ask for a picture with either client; reply: the service."""
+
+    async def awaited() -> None:
+        async with AsyncClient("http://service", retries=retries, transport=service(reply)) as client:
+            await client.generate(body, **listeners)
+
+    if blocking:
+        with Client("http://service", retries=retries, transport=service(reply)) as client:
+            client.generate(body, **listeners)
+    else:
+        asyncio.run(awaited())
+
+
 def _attempts(outcomes: list[Outcome], *, retries: int, blocking: bool, told: list[Any] | None = None) -> int:
     """How many requests were sent before the last outcome; the error of the last is raised. told: gets the updates."""
     listeners: dict[str, Any] = {} if told is None else {"on_queued": told.append, "on_progress": told.append}
@@ -30,15 +47,7 @@ def _attempts(outcomes: list[Outcome], *, retries: int, blocking: bool, told: li
     def reply(_request: httpx.Request) -> httpx.Response:
         return left.pop(0)()
 
-    async def awaited() -> None:
-        async with AsyncClient("http://service", retries=retries, transport=service(reply)) as client:
-            await client.generate({}, **listeners)
-
-    if blocking:
-        with Client("http://service", retries=retries, transport=service(reply)) as client:
-            client.generate({}, **listeners)
-    else:
-        asyncio.run(awaited())
+    _generate(reply, {}, retries=retries, blocking=blocking, **listeners)
     return len(outcomes) - len(left)
 
 
@@ -71,6 +80,30 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_full_service_is_asked_again_until_it_paints(blocking: bool) -> None:
     assert _attempts([FULL, LIMITED, painted], retries=2, blocking=blocking) == 3
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("deadline_s", [30, "30"], ids=["a number", "a numeric string"])
+def test_all_attempts_share_one_deadline(blocking: bool, deadline_s: object) -> None:
+    sent: list[Any] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content)["deadline_s"])
+        return FULL() if len(sent) < 3 else painted()
+
+    _generate(reply, {"deadline_s": deadline_s}, retries=2, blocking=blocking)
+    first, second, third = sent
+    assert first == deadline_s
+    assert 30 > second > third > 0
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_nothing_is_tried_again_after_the_deadline(blocking: bool) -> None:
+    def reply(_request: httpx.Request) -> httpx.Response:
+        return refusal(503, **{"Retry-After": "60"})
+
+    with pytest.raises(ServiceUnavailableError):  # at once
+        _generate(reply, {"deadline_s": 30}, retries=5, blocking=blocking)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
