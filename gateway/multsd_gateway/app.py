@@ -129,6 +129,11 @@ class Gateway:
         self._metrics.tasks.set(len(asyncio.all_tasks()))
         return Response(self._metrics.text() + text, media_type=METRICS_TYPE)
 
+    async def close(self) -> None:
+        """Give back what painter and service hold."""
+        self._service.close()
+        await self._painter.close()
+
     async def _paint(self, request: Request, order: Order) -> Painting:
         """A request takes its place only when all of it is there: a slow body keeps nobody out."""
         try:
@@ -171,7 +176,7 @@ def create_app(settings: Settings, painter: Painter | None = None) -> FastAPI:
         try:
             yield
         finally:
-            await used.close()
+            await gateway.close()
 
     app = FastAPI(
         title="multsd",

@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
-
 from multsd_client import pictures
 from multsd_client.encoding import Output, encode
 from multsd_client.errors import FieldNote
@@ -27,6 +25,7 @@ from multsd_gateway.masks import decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
 from multsd_gateway.stopwatch import Stopwatch
+from multsd_gateway.threads import Threads
 from multsd_gateway.uploads import Upload, Uploads
 
 # JSON readers that keep numbers as doubles hold 2^53 exactly; a seed that is drawn stays well below.
@@ -99,7 +98,7 @@ class Service:
     def __init__(self, settings: Settings, painter: Painter) -> None:
         self._settings = settings
         self._painter = painter
-        self._threads = CapacityLimiter(settings.image_threads)
+        self._threads = Threads(settings.image_threads)
         self.uploads = Uploads(settings.max_uploaded_bytes)
         self.last_checkpoint: Mapping[str, Any] = {}
         self.admission = Admission(
@@ -128,6 +127,7 @@ class Service:
                             samplers=samplers,
                         ),
                         large=len(upload) > LARGE_BODY,
+                        upload=upload,
                     )
                 if request.deadline_s is not None:
                     seconds = request.deadline_s
@@ -136,13 +136,23 @@ class Service:
         except TimeoutError:
             raise ExpiredError(f"expected a picture within {seconds:g} s, it was not ready") from None
 
-    async def in_thread_if_large(self, work: Callable[[], T], *, large: bool) -> T:
-        """Run work here where changing threads would take longer."""
-        return await self.in_thread(work) if large else work()
+    def close(self) -> None:
+        """Give back the threads."""
+        self._threads.close()
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run work that would hold the event loop up, in one of the few threads for it."""
-        return await to_thread.run_sync(work, limiter=self._threads)
+    async def in_thread_if_large(self, work: Callable[[], T], *, large: bool, upload: Upload | None = None) -> T:
+        """Run work here where changing threads would take longer."""
+        return await self.in_thread(work, upload) if large else work()
+
+    async def in_thread(self, work: Callable[[], T], upload: Upload | None = None) -> T:
+        """Run work that would hold the event loop up, in one of the few threads for it.
+
+        upload: what it works on, whose bytes count until it has ended, also where nobody waits for it any more.
+        """
+        if upload is None:
+            return await self._threads.run(work)
+        upload.hold()
+        return await self._threads.run(work, on_end=upload.let_go)
 
     async def _paint(
         self, request: MultsdRequest, warnings: list[FieldNote], upload: Upload, order: Order, watch: Stopwatch
@@ -154,7 +164,8 @@ class Service:
                 masks, mask_warnings = await self.in_thread(
                     lambda: decode_masks(
                         request.masks, width=request.width, height=request.height, settings=self._settings
-                    )
+                    ),
+                    upload,
                 )
             request = request.model_copy(update={"masks": ()})  # decoded; their text may be most of the body
             upload.release()

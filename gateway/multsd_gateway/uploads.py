@@ -17,7 +17,7 @@ class Uploads:
 
     @contextmanager
     def receive(self) -> Iterator[Upload]:
-        """One body, from its first byte until it is released, at the latest at the end."""
+        """One body, from its first byte until it is released, at the latest at the end, and nothing holds it."""
         upload = Upload(self)
         try:
             yield upload
@@ -31,6 +31,8 @@ class Upload:
     def __init__(self, uploads: Uploads) -> None:
         self._uploads = uploads
         self._data = bytearray()
+        self._holders = 0
+        self._released = False
 
     def __len__(self) -> int:
         return len(self._data)
@@ -45,7 +47,21 @@ class Upload:
         self._uploads.bytes += len(chunk)
         self._data += chunk
 
+    def hold(self) -> None:
+        """Keep the bytes, also when they are released, until let_go was called as often."""
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """End one hold."""
+        self._holders -= 1
+        self._give_back()
+
     def release(self) -> None:
         """Let go of the bytes; what is needed of them has been read."""
-        self._uploads.bytes -= len(self._data)
-        self._data = bytearray()
+        self._released = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._released and not self._holders:
+            self._uploads.bytes -= len(self._data)
+            self._data = bytearray()
