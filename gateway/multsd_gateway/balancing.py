@@ -129,20 +129,31 @@ class BalancedPainter:
             self._probes = [asyncio.create_task(self._probe(each)) for each in self.endpoints]
 
     async def _probe(self, endpoint: Endpoint) -> None:
+        unforeseen = ""  # the last probe's error, told once and not every second
         while True:
             try:
-                async with asyncio.timeout(self._probe_seconds):
-                    missing = await endpoint.painter.missing(self._models)
-                    if not missing:
-                        with suppress(GatewayError):
-                            await endpoint.painter.describe()  # kept by the painter, for samplers()
-                reason = f"not ready: {', '.join(missing)}" if missing else ""
-            except TimeoutError:
-                reason = f"no answer within {self._probe_seconds:g} s"
+                reason, error = await self._fault(endpoint), ""
+            except Exception as caught:  # an end of this task would leave the state as it is for ever
+                reason = error = f"the probe failed: {caught!r}"
+                if error != unforeseen:
+                    log.exception("Triton %s: unforeseen", endpoint.url)
+            unforeseen = error
             if endpoint.ready is bool(reason):
                 endpoint.ready = not reason
                 log.warning("Triton %s: %s", endpoint.url, reason or "ready")
             await asyncio.sleep(self._probe_seconds)
+
+    async def _fault(self, endpoint: Endpoint) -> str:
+        """Why a Triton can take no request now; empty where it can."""
+        try:
+            async with asyncio.timeout(self._probe_seconds):
+                missing = await endpoint.painter.missing(self._models)
+                if not missing:
+                    with suppress(GatewayError):
+                        await endpoint.painter.describe()  # kept by the painter, for samplers()
+        except TimeoutError:
+            return f"no answer within {self._probe_seconds:g} s"
+        return f"not ready: {', '.join(missing)}" if missing else ""
 
 
 def _later(request: ModelRequest, seconds: float) -> ModelRequest:

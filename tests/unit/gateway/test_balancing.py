@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -145,6 +145,37 @@ def test_one_that_is_not_ready_or_hangs_gets_no_request_until_it_is_back(fault: 
         assert (len(broken.requests), len(good.requests)) == (1, 4)
 
     _with([broken, good], use, probe=0.05)
+
+
+def test_a_probe_that_meets_something_unforeseen_has_failed_and_the_next_one_is_made(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(FakePainter):
+        broken = True
+        probes = 0
+
+        async def missing(self, models: Sequence[str]) -> list[str]:
+            self.probes += 1
+            if self.broken:
+                raise KeyError("unforeseen")
+            return await super().missing(models)
+
+    odd, good = Odd(), FakePainter()
+
+    async def until(true: Callable[[], bool]) -> None:
+        while not true():  # noqa: ASYNC110 - the probe tells nobody
+            await asyncio.sleep(0.01)
+
+    async def use(painter: BalancedPainter) -> None:
+        await painter.describe()
+        await until(lambda: odd.probes >= 3)
+        assert [each.ready for each in painter.endpoints] == [False, True]
+        odd.broken = False
+        await until(lambda: painter.endpoints[0].ready)
+
+    _with([odd, good], use, probe=0.02)
+    assert caplog.text.count("Traceback") == 1, "once, and not with every probe"
+    assert "Triton 0: the probe failed: KeyError('unforeseen')" in caplog.text
 
 
 FULL, AWAY = ModelUnavailableError("queue full", retry_after=9), ModelUnavailableError("connection refused")
