@@ -22,7 +22,7 @@ API = """Paint a picture from a background prompt and any number of regions, eac
 Numbers may be JSON numbers or numeric strings. `null` means left out. Errors are
 `{"message", "errors": [{"field", "message"}], "request_id"}`. Every reply carries `X-Request-Id`, the caller's own
 where it sent one of at most 64 letters, digits, dots, dashes and underscores. A server with tokens wants one of them as
-`Authorization: Bearer TOKEN`."""
+`Authorization: Bearer TOKEN`. Whatever answers GET answers HEAD, with the same headers and no body."""
 
 
 # What GET /limits tells with all settings at their defaults.

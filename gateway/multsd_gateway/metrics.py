@@ -170,7 +170,8 @@ class Measured:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            metrics.bytes_out.labels(path).inc(len(message.get("body", b"")))
+            if scope["method"] != "HEAD":  # whose body the server leaves out
+                metrics.bytes_out.labels(path).inc(len(message.get("body", b"")))
             await send(message)
 
         with metrics.in_flight.labels(path).track_inprogress():

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from multsd_client.tensors import Preview, Progress, Queued
 from multsd_gateway import documentation
-from multsd_gateway.app import create_app
+from multsd_gateway.app import PATHS, create_app
 from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.errors import ModelUnavailableError
 from multsd_gateway.schema import MultsdRequest
@@ -287,6 +288,26 @@ def test_unknown_paths_and_methods_answer_in_the_same_shape(method: str, path: s
     assert set(reply.json()) == {"message", "request_id"}
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_what_answers_get_answers_head(path: str) -> None:
+    app = create_app(settings(triton_metrics_url=""), FakePainter())
+    get, head, put = (ask(app, method, path) for method in ("GET", "HEAD", "PUT"))
+
+    assert head.status_code == get.status_code
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    posts = path.startswith("/multsd")
+    assert head.status_code == (405 if posts else 200)
+    assert set(put.headers["Allow"].split(", ")) == ({"POST"} if posts else {"GET", "HEAD"})
+
+
+def test_head_needs_a_token_where_get_does(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("known-token-of-some-length\n")
+    app = create_app(settings(token_file=file), FakePainter())
+
+    assert [ask(app, "HEAD", path).status_code for path in ("/limits", "/healthz")] == [401, 200]
+
+
 def test_healthz_asks_nobody() -> None:
     app = create_app(settings(), FakePainter(not_ready=["unet"]))
 
@@ -342,6 +363,13 @@ def test_openapi_tells_the_headers_that_are_sent_and_shows_whole_replies() -> No
     limits = paths["/limits"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     assert limits.keys() == ask(app, "GET", "/limits").json().keys()
     assert limits["checkpoint"].keys() == {"name", "digest", "family"}
+
+
+def test_openapi_tells_of_head_once_and_not_at_every_path() -> None:
+    document = create_app(settings(), FakePainter()).openapi()
+
+    assert "HEAD" in document["info"]["description"]
+    assert not any("head" in operations for operations in document["paths"].values())
 
 
 def test_openapi_names_the_samplers() -> None:

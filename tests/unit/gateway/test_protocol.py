@@ -138,6 +138,24 @@ def test_a_client_that_reads_slowly_gets_all_of_a_large_reply(keep_alive: int) -
     assert _serve(_large, use, write_seconds=5, timeout_keep_alive=keep_alive) == 0
 
 
+def test_a_reply_to_head_has_no_body_and_none_is_counted() -> None:
+    app = create_app(settings(), FakePainter())
+
+    async def use(server: Server) -> bytes:
+        loop, reply = asyncio.get_running_loop(), b""
+        async with server.client() as client:
+            await loop.sock_sendall(client, b"HEAD /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")
+            while piece := await loop.sock_recv(client, 4096):
+                reply += piece
+        return reply
+
+    head, end, body = _serve(app, use, write_seconds=5).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"content-length: 14" in head.lower()
+    assert (end, body) == (b"\r\n\r\n", b"")
+    assert app.state.metrics.bytes_out.labels("/healthz")._value.get() == 0
+
+
 class Buffer(asyncio.Transport):
     """A connection that holds some bytes that its client takes at a pace, a second."""
 
