@@ -42,8 +42,8 @@ def capabilities(settings: Settings, model: ModelDescription, *, last_checkpoint
     parameters = model.parameters
     numbers: dict[str, Any] = {name: getattr(settings, name) for name in _OWN}
     for name, parameter in _SHARED.items():
-        numbers[name] = _lower(getattr(settings, name), parameters.get(parameter))
-    numbers["max_regions"] = _lower(settings.max_regions, parameters.get("max_regions"), less=1)
+        numbers[name] = _lower(getattr(settings, name), model, parameter)
+    numbers["max_regions"] = _lower(settings.max_regions, model, "max_regions", less=1)
     samplers = list(model.samplers or SAMPLERS)
     return {
         "limits": {
@@ -56,22 +56,17 @@ def capabilities(settings: Settings, model: ModelDescription, *, last_checkpoint
         "schedulers": samplers,
         "defaults": {name: MultsdRequest.model_fields[name].default for name in _DEFAULTS}
         | limits.defaults(settings)
-        | {"guidance_scale": 7.5, "scheduler": samplers[0], "view_stride": _number(parameters.get("view_stride"))},
+        | {"guidance_scale": 7.5, "scheduler": samplers[0], "view_stride": model.number("view_stride", None)},
         "checkpoint": {
             name: parameters.get(f"checkpoint_{name}", last_checkpoint.get(name))
             for name in ("name", "digest", "family")
         },
-        "window": _number(parameters.get("window")),
+        "window": model.number("window", None),
         "optional_inputs": sorted(model.inputs & {"preview_every", "deadline_s"}),
         "embeds_parameters": settings.embed_parameters,
     }
 
 
-def _lower(setting: int, parameter: str | None, *, less: int = 0) -> int:
+def _lower(setting: int, model: ModelDescription, parameter: str, *, less: int = 0) -> int:
     """The lower of a setting and the model's own limit; less: what the model counts on top, such as the background."""
-    number = _number(parameter)
-    return setting if number is None else min(setting, number - less)
-
-
-def _number(parameter: str | None) -> int | None:
-    return int(parameter) if parameter is not None and parameter.isdecimal() else None
+    return min(setting, model.number(parameter, setting + less, least=less) - less)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc  # type: ignore[import-untyped]
 import numpy as np
@@ -35,6 +35,7 @@ from multsd_gateway.wording import failure
 
 log = logging.getLogger(__name__)
 
+N = TypeVar("N", int, None)
 OnProgress = Callable[[Update], Awaitable[None]]
 
 # What `multidiffusion` says of a network that hangs, by its own clock or by that of the network's queue in Triton.
@@ -70,7 +71,7 @@ class ModelDescription:
         """The samplers that it names, its default first; none where it does not tell."""
         return tuple(name for part in self.parameters.get("samplers", "").split(",") if (name := part.strip()))
 
-    def number(self, name: str, default: int, *, least: int = 1) -> int:
+    def number(self, name: str, default: N, *, least: int = 1) -> int | N:
         """One of its parameters that is a whole number, the default where it does not tell one that is large enough."""
         text = self.parameters.get(name, "")
         return int(text) if text.isdecimal() and int(text) >= least else default

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from multsd_gateway import documentation
 from multsd_gateway.app import create_app
 from multsd_gateway.capabilities import SAMPLERS
@@ -28,6 +30,15 @@ def test_the_lower_of_setting_and_model_holds() -> None:
     assert limits["max_regions"] == 8, "the model counts the background too"
     assert limits["max_prompt_bytes"] == 10_000
     assert (told["window"], told["optional_inputs"]) == (64, ["deadline_s"])
+
+
+@pytest.mark.parametrize(("told", "number"), [("64", 64), ("0", None), ("-8", None), ("odd", None), ("", None)])
+def test_a_number_is_the_models_or_not_known(told: str, number: int | None) -> None:
+    painter = FakePainter(description=ModelDescription(frozenset(), {"window": told, "view_stride": told}))
+
+    reply = ask(create_app(settings(), painter), "GET", "/limits").json()
+
+    assert (reply["window"], reply["defaults"]["view_stride"]) == (number, number)
 
 
 def test_the_checkpoint_is_the_models_own_or_the_last_pictures_or_unknown() -> None:
