@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from multsd_client.errors import FieldNote
 from multsd_client.pictures import MEDIA_TYPES
-from multsd_client.shapes import Polygon
+from multsd_client.shapes import Box, Polygon, RunLengths
+from multsd_gateway.inference import ModelDescription
 from multsd_gateway.readers import read_number
 from multsd_gateway.schema import MultsdRequest
 from multsd_gateway.settings import Settings
@@ -22,10 +23,29 @@ MAX_QUALITY = 100
 SHORTEST_DEADLINE = 0.1
 TIMEOUT = "X-Request-Timeout"
 
+# Settings that the served model has a parameter for, by the same name; and what it counts on top: the background.
+SHARED = {"max_pixels": 0, "max_mask_pixels": 0, "max_steps": 0, "max_prompt_bytes": 0, "max_regions": 1}
+
+
+def narrowed(settings: Settings, models: Sequence[ModelDescription]) -> Settings:
+    """The settings, each limit no higher than the models' own, of several models the highest."""
+    return settings.model_copy(
+        update={
+            name: min(getattr(settings, name), _most(models, name, getattr(settings, name) + on_top, on_top) - on_top)
+            for name, on_top in SHARED.items()
+        }
+    )
+
+
+def _most(models: Sequence[ModelDescription], name: str, otherwise: int, least: int = 1) -> int:
+    """The highest of the models' numbers; `otherwise` stands for one that is not told."""
+    return max((model.number(name, otherwise, least=least) for model in models), default=otherwise)
+
 
 def defaults(settings: Settings) -> dict[str, int]:
     """What holds for a number that is left out: no more than its limit."""
-    most = {"width": settings.max_side, "height": settings.max_side, "ddim_steps": settings.max_steps}
+    sides, steps = dict.fromkeys(("width", "height"), settings.max_side), settings.max_steps
+    most = {**sides, "ddim_steps": steps, "bootstrapping": steps}
     return {name: min(int(MultsdRequest.model_fields[name].default), limit) for name, limit in most.items()}
 
 
@@ -39,17 +59,22 @@ def limit_faults(
     request: MultsdRequest,
     settings: Settings,
     *,
+    models: Sequence[ModelDescription] = (),
     samplers: Collection[str] | None = None,
     unread: Collection[str] = frozenset(),
 ) -> list[FieldNote]:
-    """Every fault found. samplers: those that the model has, None where it has not told; unread: see Reading.
+    """Every fault found. models: what those that may paint it say of themselves; unread: see Reading.
+
+    samplers: those that the models have, None where one has not told.
 
     What has to agree with a field that could not be read is not looked at.
     """
-    counts = [] if "fg_prompt" in unread else [each for each in _counts(request, settings) if each.field not in unread]
-    ranges = list(_numbers(request, settings))
-    areas = [] if ranges or {"width", "height", "masks"} & set(unread) else _areas(request, settings)
-    texts = _texts(request, settings)
+    held = narrowed(settings, models)
+    counts = [] if "fg_prompt" in unread else [each for each in _counts(request, held) if each.field not in unread]
+    ranges = list(_numbers(request, held, models))
+    sized = not ranges and not {"width", "height", "masks"} & set(unread)
+    areas = [*_areas(request, held), *_shapes(request, settings)] if sized else []
+    texts = _texts(request, held)
     return [*counts, *_polygons(request, settings), *texts, *_choices(request, samplers), *ranges, *areas]
 
 
@@ -95,6 +120,26 @@ def _polygons(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]
             yield FieldNote(f"masks[{number}]", f"polygon: expected at most {most} points, found {len(mask.points)}")
 
 
+def _shapes(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]:
+    """What decoding would refuse and can be told before. No model sees a mask at the size in which it is sent."""
+    most = min(settings.max_image_pixels, settings.max_mask_pixels)
+    for number, mask in enumerate(request.masks):
+        try:
+            if isinstance(mask, Box):
+                mask.on_canvas(request.width, request.height)
+            elif isinstance(mask, RunLengths):
+                require_pixels(mask, most)
+        except ValueError as error:
+            yield FieldNote(f"masks[{number}]", str(error))
+
+
+def require_pixels(mask: RunLengths, most: int) -> None:
+    """Raises ValueError where it has more."""
+    height, width = mask.size
+    if height * width > most:
+        raise ValueError(f"expected a mask of at most {most} pixels, found {width}x{height}")
+
+
 def _texts(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]:
     limit = settings.max_prompt_bytes
     texts = [("bg_prompt", request.bg_prompt, limit), ("bg_nprompt", request.bg_nprompt, limit)]
@@ -106,15 +151,15 @@ def _texts(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]:
             yield FieldNote(field, f"expected at most {longest} bytes, found {size}")
 
 
-def _numbers(request: MultsdRequest, settings: Settings) -> Iterator[FieldNote]:
+def _numbers(request: MultsdRequest, settings: Settings, models: Sequence[ModelDescription]) -> Iterator[FieldNote]:
     ranges: list[tuple[str, float, float]] = [
         ("width", settings.min_side, settings.max_side),
         ("height", settings.min_side, settings.max_side),
         ("ddim_steps", 1, settings.max_steps),
-        ("bootstrapping", 0, MAX_BOOTSTRAPPING),
+        ("bootstrapping", 0, min(MAX_BOOTSTRAPPING, _most(models, "max_steps", MAX_BOOTSTRAPPING))),
         ("seed", 0, MAX_SEED),
         ("guidance_scale", 0, MAX_GUIDANCE),
-        ("view_stride", 1, MAX_STRIDE),
+        ("view_stride", 1, min(MAX_STRIDE, _most(models, "window", MAX_STRIDE))),
         ("quality", 1, MAX_QUALITY),
         ("preview_every", 0, settings.max_steps),
         ("deadline_s", SHORTEST_DEADLINE, settings.request_seconds),

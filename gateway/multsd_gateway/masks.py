@@ -15,6 +15,7 @@ from multsd_client.errors import FieldNote
 from multsd_client.masks import FORMATS, inside, stretch
 from multsd_client.shapes import Box, Mask, Polygon
 from multsd_gateway.errors import InvalidRequestError
+from multsd_gateway.limits import require_pixels
 from multsd_gateway.readers import MaskSource
 from multsd_gateway.settings import Settings
 
@@ -62,9 +63,7 @@ def as_sent(source: MaskSource, canvas: tuple[int, int], *, max_pixels: int) -> 
         return inside(open_image(decode_base64(source), max_pixels=max_pixels))
     if isinstance(source, Box | Polygon):
         return source.mask(*canvas)
-    height, width = source.size
-    if height * width > max_pixels:
-        raise MaskError(f"expected a mask of at most {max_pixels} pixels, found {width}x{height}")
+    require_pixels(source, max_pixels)
     return source.mask()
 
 

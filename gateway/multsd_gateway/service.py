@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ from multsd_gateway.admission import Admission, OnPlace
 from multsd_gateway.body import most_containers, parse_object
 from multsd_gateway.cost import most_rows, tritons
 from multsd_gateway.errors import ExpiredError, InvalidRequestError
-from multsd_gateway.inference import OnProgress, Painter
-from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, read_timeout, within_limits
+from multsd_gateway.inference import ModelDescription, OnProgress, Painter
+from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, narrowed, read_timeout, within_limits
 from multsd_gateway.masks import decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
@@ -114,7 +114,7 @@ class Service:
         The body is released as soon as its masks are decoded.
         """
         seconds, arrival = self._settings.request_seconds, asyncio.get_running_loop().time()
-        watch, samplers = Stopwatch(), self._painter.samplers()
+        watch, models, samplers = Stopwatch(), self._painter.descriptions(), self._painter.samplers()
         try:
             async with asyncio.timeout(seconds) as timeout:
                 with watch("read"):
@@ -124,6 +124,7 @@ class Service:
                             strict=order.strict,
                             timeout=order.timeout,
                             settings=self._settings,
+                            models=models,
                             samplers=samplers,
                         ),
                         large=len(upload) > LARGE_BODY,
@@ -200,15 +201,22 @@ class Service:
 
 
 def check(
-    body: bytes, *, strict: bool, settings: Settings, samplers: Collection[str] | None, timeout: str | None = None
+    body: bytes,
+    *,
+    strict: bool,
+    settings: Settings,
+    samplers: Collection[str] | None,
+    models: Sequence[ModelDescription] = (),
+    timeout: str | None = None,
 ) -> tuple[MultsdRequest, list[FieldNote]]:
-    """A body that is a request within the limits, and warnings. samplers: see limit_faults; timeout: see Order.
+    """A body that is a request within the limits, and warnings. models, samplers: see limit_faults; timeout: see Order.
 
     Raises InvalidRequestError with every fault found.
     """
     reading = read_request(parse_object(body, most_containers(settings)), strict=strict)
-    request = within_limits(reading.request, settings)
-    faults = [*reading.faults, *limit_faults(request, settings, samplers=samplers, unread=reading.unread)]
+    request = within_limits(reading.request, narrowed(settings, models))
+    found = limit_faults(request, settings, models=models, samplers=samplers, unread=reading.unread)
+    faults = [*reading.faults, *found]
     seconds, header_faults = read_timeout(timeout, settings)
     if faults or header_faults:
         raise InvalidRequestError([*faults, *header_faults])
