@@ -1,6 +1,6 @@
 """The command `multsd-stack`: Triton and the gateway together on this machine.
 
-Exit codes: 0 done, or `serve` was stopped by a signal; 1 something the stack needs is missing, or a process has ended;
+Exit codes: 0 done, or `serve` was stopped by a signal; 1 something that is needed is missing, or a process has ended;
 130 `demo` was stopped before its picture was there.
 """
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import typer
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from multsd_client import Client, GenerationResult, MultsdError
 from multsd_client.display import progress_bar, show_result
+from multsd_client.options import reason
 from multsd_gateway.cli import load_settings
 from multsd_gateway.stack.errors import StackError
 from multsd_gateway.stack.settings import StackSettings
@@ -49,7 +50,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("build/demo.jpg"),
 ) -> None:
     """Start both, paint one picture, stop both."""
-    body = json.loads(request.read_text())
+    body = _read_request(request)
     with (
         _stack(status_when_stopped=130) as stack,
         progress_bar(console) as listener,
@@ -61,6 +62,19 @@ def demo(
     show_result(console, result)
     console.print(_timings(result))
     typer.echo(output)
+
+
+def _read_request(file: Path) -> dict[str, Any]:
+    """The request of a file; ends the command where it holds none."""
+    try:
+        body = json.loads(file.read_text(encoding="utf-8-sig"), strict=False)
+    except (OSError, ValueError) as error:
+        _refuse(f"{file}: {reason(error)}")
+    except RecursionError:
+        _refuse(f"{file}: nested too deep")
+    if not isinstance(body, dict):
+        _refuse(f"{file}: expected a JSON object")
+    return body
 
 
 @contextmanager
@@ -75,7 +89,7 @@ def _stack(*, status_when_stopped: int) -> Iterator[Stack]:
         _refuse(error)
 
 
-def _refuse(error: Exception) -> NoReturn:
+def _refuse(error: Exception | str) -> NoReturn:
     console.print(f"multsd-stack: {error}", style="red", markup=False)
     raise typer.Exit(1)
 

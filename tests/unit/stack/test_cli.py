@@ -14,3 +14,29 @@ def test_missing_prerequisite_is_one_line_and_status_1(tmp_path: Path, command: 
     assert result.exit_code == 1
     assert "make export" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "No such file or directory"),
+        (b"{", "Expecting property name"),
+        (b"\xff", "invalid start byte"),
+        (b"[]", "expected a JSON object"),
+        (b"[" * 100_000, "nested too deep"),
+    ],
+    ids=["missing", "cut", "not UTF-8", "a list", "deep"],
+)
+def test_a_request_that_cannot_be_read_is_one_line_and_status_1(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
+    file = tmp_path / "request.json"
+    if content is not None:
+        file.write_bytes(content)
+
+    result = CliRunner().invoke(app, ["demo", "--request", str(file)])
+
+    assert result.exit_code == 1
+    assert result.output.startswith(f"multsd-stack: {file}: ")
+    assert told in result.output
+    assert "Traceback" not in result.output
