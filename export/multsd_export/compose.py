@@ -79,6 +79,7 @@ def _describe(config: ModelConfig, checkpoint: Checkpoint) -> None:
         "checkpoint_family": checkpoint.family,
         "window": checkpoint.window,
         "view_stride": view_stride(checkpoint),
+        "text_encoders": ",".join(facts.model for facts in checkpoint.text_encoders),
     }
     for name, value in facts.items():
         config.parameters[name].string_value = str(value)

@@ -21,7 +21,7 @@ from multsd_gateway.body import read_body
 from multsd_gateway.capabilities import capabilities
 from multsd_gateway.connection import EventSender, EventStream, event, while_connected
 from multsd_gateway.errors import ClientGoneError, GatewayError, ModelUnavailableError
-from multsd_gateway.inference import Painter
+from multsd_gateway.inference import Painter, needed
 from multsd_gateway.limits import TIMEOUT
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.metrics import METRICS_TYPE, Measured, Metrics, triton_metrics
@@ -103,16 +103,18 @@ class Gateway:
 
     async def readyz(self) -> Response:
         """Every model that a picture needs is ready."""
-        models = self._settings.models
         try:
             async with asyncio.timeout(READY_SECONDS):
-                missing = await self._painter.missing(models)
+                missing = await self._painter.missing(self._settings.models)
         except TimeoutError:
-            missing = list(models)
+            missing = self._models()
         if missing:
             body = {"ready": False, "message": f"not ready: {', '.join(missing)}", "missing": missing}
             return JSONResponse(body, status_code=503)
-        return JSONResponse({"ready": True, "models": list(models)})
+        return JSONResponse({"ready": True, "models": self._models()})
+
+    def _models(self) -> list[str]:
+        return list(self._settings.models or needed(self._painter.descriptions()))
 
     async def limits(self) -> Response:
         """What this deployment accepts, and with which checkpoint it paints."""

@@ -11,7 +11,7 @@ from itertools import count
 
 from multsd_client.tensors import ModelRequest, Picture, Update, is_work
 from multsd_gateway.errors import GatewayError, ModelUnavailableError
-from multsd_gateway.inference import ModelDescription, OnProgress, Painter
+from multsd_gateway.inference import ModelDescription, OnProgress, Painter, needed
 from multsd_gateway.limits import SHORTEST_DEADLINE
 
 log = logging.getLogger(__name__)
@@ -76,17 +76,18 @@ class BalancedPainter:
     async def missing(self, models: Sequence[str]) -> list[str]:
         self.start()
         asking = [asyncio.ensure_future(each.painter.missing(models)) for each in self.endpoints]
-        fewest = list(models)
+        fewest: list[str] | None = None
         try:
             for answer in asyncio.as_completed(asking):  # one that hangs does not keep another's answer back
-                fewest = min(fewest, await answer, key=len)
+                missing = await answer
+                fewest = missing if fewest is None else min(fewest, missing, key=len)
                 if not fewest:
                     break
         finally:
             for each in asking:
                 each.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        return fewest
+        return list(models or needed(())) if fewest is None else fewest
 
     async def describe(self) -> ModelDescription:
         self.start()

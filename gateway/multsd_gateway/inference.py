@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -69,12 +69,27 @@ class ModelDescription:
     @property
     def samplers(self) -> tuple[str, ...]:
         """The samplers that it names, its default first; none where it does not tell."""
-        return tuple(name for part in self.parameters.get("samplers", "").split(",") if (name := part.strip()))
+        return self._names("samplers")
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The models that encode its prompts; the one that all checkpoints have where it does not tell."""
+        return self._names("text_encoders") or ("text_encoder",)
+
+    def _names(self, parameter: str) -> tuple[str, ...]:
+        return tuple(name for part in self.parameters.get(parameter, "").split(",") if (name := part.strip()))
 
     def number(self, name: str, default: N, *, least: int = 1) -> int | N:
         """One of its parameters that is a whole number, the default where it does not tell one that is large enough."""
         text = self.parameters.get(name, "")
         return int(text) if text.isdecimal() and int(text) >= least else default
+
+
+def needed(models: Sequence[ModelDescription]) -> tuple[str, ...]:
+    """The models that a picture takes, by what the served `multidiffusion` of each Triton says of itself, if it has."""
+    known = models or (ModelDescription(frozenset(), {}),)
+    encoders = dict.fromkeys(name for each in known for name in each.text_encoders)
+    return (tensors.MODEL, *encoders, "unet", "vae_decoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +113,7 @@ class Painter(Protocol):
         """Run one request to its end. Cancelling the call cancels the work. Raises GatewayError."""
 
     async def missing(self, models: Sequence[str]) -> list[str]:
-        """Which of the models are not ready; all of them when the server is not."""
+        """Which of the models are not ready; all of them when the server is not. models: none for those needed."""
 
     async def describe(self) -> ModelDescription:
         """What the served model says of itself. Raises ModelUnavailableError."""
@@ -178,9 +193,17 @@ class TritonPainter:
         return replace(picture, warnings=(*warnings, *picture.warnings))
 
     async def missing(self, models: Sequence[str]) -> list[str]:
-        ready = await asyncio.gather(*(self._ready(model) for model in models))
-        if not all(ready):
+        known = self._description is not None
+        missing = await self._not_ready(models or needed(self.descriptions()))
+        if not (models or missing or known):
+            with suppress(GatewayError):
+                missing = await self._not_ready(needed([await self.describe()]))
+        if missing:
             self._description = None  # another model may be served next
+        return missing
+
+    async def _not_ready(self, models: Sequence[str]) -> list[str]:
+        ready = await asyncio.gather(*(self._ready(model) for model in models))
         return [model for model, is_ready in zip(models, ready, strict=True) if not is_ready]
 
     async def describe(self) -> ModelDescription:

@@ -64,7 +64,9 @@ class Settings(BaseSettings):
         "such as triton-grpc-protocol-KEY of Triton's restricted protocols.",
     )
     models: Names = Field(
-        default=("multidiffusion", "text_encoder", "unet", "vae_decoder"), description="Models that /readyz asks for."
+        default=(),
+        description="Models that /readyz asks for; none: multidiffusion, the text encoders that it names, unet and "
+        "vae_decoder.",
     )
 
     token_file: Path | None = Field(

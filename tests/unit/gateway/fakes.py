@@ -17,7 +17,7 @@ from PIL import Image
 
 from multsd_client.tensors import ModelRequest, Picture, Progress, Update
 from multsd_gateway.app import create_app
-from multsd_gateway.inference import ModelDescription, OnProgress
+from multsd_gateway.inference import ModelDescription, OnProgress, needed
 from multsd_gateway.settings import Settings
 
 
@@ -76,7 +76,7 @@ class FakePainter:
     async def missing(self, models: Sequence[str]) -> list[str]:
         if self.forever:
             await asyncio.sleep(3600)
-        return [model for model in models if model in self.not_ready]
+        return [model for model in models or needed(self.descriptions()) if model in self.not_ready]
 
     async def describe(self) -> ModelDescription:
         if self.error is not None:

@@ -18,6 +18,7 @@ from multsd_gateway import documentation
 from multsd_gateway.app import PATHS, create_app
 from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.errors import ModelUnavailableError
+from multsd_gateway.inference import ModelDescription
 from multsd_gateway.schema import MultsdRequest
 from tests.unit.gateway.fakes import FakePainter, ask, mask_base64, post, seed_request, settings
 
@@ -323,13 +324,25 @@ def test_readyz_is_true_only_when_every_model_is_ready() -> None:
     assert missing.json() == {"ready": False, "message": "not ready: unet", "missing": ["unet"]}
 
 
+def test_readyz_asks_for_the_text_encoders_that_the_model_names_unless_told_which_models() -> None:
+    sdxl = ModelDescription(frozenset(), {"text_encoders": "text_encoder,text_encoder_2"})
+    networks = ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+    broken = FakePainter(description=sdxl, not_ready=["text_encoder_2"])
+
+    ready = ask(create_app(settings(), FakePainter(description=sdxl)), "GET", "/readyz")
+    assert ready.json() == {"ready": True, "models": ["multidiffusion", *networks]}
+    assert ask(create_app(settings(), broken), "GET", "/readyz").json()["missing"] == ["text_encoder_2"]
+    told = ask(create_app(settings(models="multidiffusion,unet"), broken), "GET", "/readyz")
+    assert told.json() == {"ready": True, "models": ["multidiffusion", "unet"]}
+
+
 def test_readyz_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multsd_gateway.app.READY_SECONDS", 0.05)
 
     reply = ask(create_app(settings(), FakePainter(forever=True)), "GET", "/readyz")
 
     assert reply.status_code == 503
-    assert reply.json()["missing"] == list(settings().models)
+    assert reply.json()["missing"] == ["multidiffusion", "text_encoder", "unet", "vae_decoder"]
 
 
 def test_openapi_describes_every_field_and_every_status() -> None:

@@ -241,6 +241,15 @@ def test_the_service_is_ready_where_one_triton_is() -> None:
     async def use(painter: BalancedPainter) -> list[str]:
         return await painter.missing(["multidiffusion", "unet"])
 
+    async def needed(painter: BalancedPainter) -> list[str]:
+        return await painter.missing([])
+
+    sdxl = ModelDescription(frozenset(), {"text_encoders": "text_encoder,text_encoder_2"})
+    fakes = [
+        FakePainter(not_ready=["text_encoder_2"], description=sdxl),
+        FakePainter(not_ready=["unet", "vae_decoder"]),
+    ]
+    assert _with(fakes, needed) == ["text_encoder_2"]
     assert _with([FakePainter(not_ready=["unet"]), FakePainter()], use) == []
     assert _with([FakePainter(not_ready=["unet", "multidiffusion"]), FakePainter(not_ready=["unet"])], use) == ["unet"]
 

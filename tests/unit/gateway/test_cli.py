@@ -20,7 +20,7 @@ def test_help_lists_every_setting_with_its_default() -> None:
         assert f"MULTSD_{name.upper()}=" in text
         assert str(field.description).split()[0] in text
     assert "MULTSD_PORT=5000\n" in text
-    assert "MULTSD_MODELS=multidiffusion,text_encoder,unet,vae_decoder\n" in text
+    assert "MULTSD_OPEN_PATHS=/,/healthz,/readyz,/metrics,/docs,/openapi.json\n" in text
 
 
 def test_the_summary_names_what_was_changed() -> None:

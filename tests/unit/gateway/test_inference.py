@@ -372,12 +372,39 @@ def test_missing_names_the_models_that_are_not_ready() -> None:
     assert _with(FakeTriton(loaded=("unet",)), use) == ["vae_decoder"]
 
 
-def test_every_model_is_missing_without_a_server() -> None:
+BASE = ("multidiffusion", "text_encoder", "unet", "vae_decoder")
+
+
+def test_where_no_models_are_named_those_are_asked_for_that_the_model_says_it_needs() -> None:
+    triton = FakeTriton(loaded=BASE, parameters={"text_encoders": "text_encoder,text_encoder_2"})
+
+    async def use(painter: TritonPainter) -> None:
+        for _ in range(2):
+            assert await painter.missing([]) == ["text_encoder_2"]
+        triton.loaded = (*BASE, "text_encoder_2")
+        assert await painter.missing([]) == []
+        triton.loaded = BASE
+        assert await painter.missing([]) == ["text_encoder_2"], "also once it was ready"
+        assert await painter.missing(BASE) == []
+
+    _with(triton, use)
+
+
+def test_a_model_that_names_no_text_encoders_has_one() -> None:
+    async def use(painter: TritonPainter) -> list[str]:
+        return await painter.missing([])
+
+    assert _with(FakeTriton(loaded=BASE), use) == []
+    assert _with(FakeTriton(loaded=("multidiffusion", "unet")), use) == ["text_encoder", "vae_decoder"]
+
+
+@pytest.mark.parametrize("named", [("unet", "vae_decoder"), ()])
+def test_every_model_is_missing_without_a_server(named: tuple[str, ...]) -> None:
     async def use() -> list[str]:
         painter = TritonPainter("127.0.0.1:1", silence_seconds=4)
         try:
-            return await painter.missing(["unet", "vae_decoder"])
+            return await painter.missing(named)
         finally:
             await painter.close()
 
-    assert asyncio.run(use()) == ["unet", "vae_decoder"]
+    assert asyncio.run(use()) == list(named or BASE)

@@ -126,6 +126,11 @@ def test_the_orchestrator_is_told_what_the_family_needs(family: Family) -> None:
     assert all((settings_folder(family) / encoder["tokenizer"]).is_file() for encoder in encoders)
 
 
+def test_clients_are_told_which_text_encoders_there_are(family: Family) -> None:
+    told = composed_config(family, "multidiffusion").parameters["text_encoders"].string_value
+    assert set(told.split(",")) == {name for name in network_names(family) if name.startswith("text_encoder")}
+
+
 def test_every_network_computes_what_torch_does(family: Family) -> None:
     manifest = read_json(family.options.output / "manifest.json")
     errors = {name: facts["relative_error"] for name, facts in manifest["parity"]["networks"].items()}
