@@ -13,6 +13,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 USER 0
 WORKDIR /opt/multsd
+# Else ONNX Runtime writes a device id below HOME, here into the image, and sends events to its maker.
+ENV ORT_DISABLE_TELEMETRY=1
 COPY pyproject.toml constraints.txt README.md ./
 # An environment of its own: the image's packages are the distribution's and cannot be replaced. It has no pip; the
 # image's installs into it. torch comes first and alone, so that no other package can come from its index; whatever it

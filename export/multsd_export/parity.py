@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
 from multsd_export.errors import ParityError
 from multsd_export.networks import Inputs, Network
+from multsd_export.onnx_runtime import onnxruntime
 from multsd_export.profiles import Precision
 
 # Against torch in float32, on the weights of the graph.

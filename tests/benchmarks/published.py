@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import Tensor
 
 from checkpoint import Checkpoint
 from conditioning import make_time_ids
 from demo_checkpoint.networks import load_networks
+from multsd_export.onnx_runtime import onnxruntime
 from pipeline import BACKGROUND_STREAM, Job
 from sampling import draw_bootstrapping, draw_noise
 from tests.benchmarks.quality_painting import onnx_session

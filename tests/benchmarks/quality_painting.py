@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import Tensor
 
 from batching import UNetBatcher
 from checkpoint import Checkpoint, TextEncoder
 from demo_checkpoint.pictures import Pixels
+from multsd_export.onnx_runtime import onnxruntime
 from parameters import Parameters
 from pipeline import Draw, decode_canvas, denoise, encode_prompts, prepare, start_denoising, to_image
 from sampling import Bootstrapping, UNetRows, draw_bootstrapping

@@ -5,8 +5,12 @@ largest batch are read from the model's configuration. The rows of waiting reque
 share a run. A request that fails is answered with its own error.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Read when it is loaded. Its wheels for Linux write a device id below HOME and send events to their maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
