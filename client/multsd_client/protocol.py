@@ -29,6 +29,7 @@ from multsd_client.headers import header_value
 from multsd_client.listening import Listener
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.tensors import Preview, Progress, Queued, Update, is_work
 from multsd_client.urls import shown
 
@@ -49,16 +50,14 @@ def deadline(request: GenerationRequest | Mapping[str, Any]) -> float | None:
         return request.deadline_s
     try:
         seconds = float(request["deadline_s"])  # the API takes numeric strings, too
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return seconds if math.isfinite(seconds) else None
 
 
 def within(body: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
-    """The same request with so many seconds left. Raises DeadlineExceededError where there are none."""
-    if seconds <= 0:
-        raise DeadlineExceededError("no reply in time")
-    return body if math.isinf(seconds) else {**body, "deadline_s": seconds}
+    """The same request with so many seconds left, at the least what the service takes for a deadline."""
+    return body if math.isinf(seconds) else {**body, "deadline_s": max(seconds, SHORTEST_DEADLINE_S)}
 
 
 def post(body: Mapping[str, Any], request_id: str | None) -> dict[str, Any]:

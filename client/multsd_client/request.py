@@ -31,10 +31,11 @@ class Region:
 
     def mask_json(self, width: int, height: int) -> str | dict[str, Any]:
         """The mask as an item of the request's `masks`. Raises ValueError for a box outside of the canvas."""
-        if isinstance(self.mask, bytes):
-            return base64.b64encode(self.mask).decode("ascii")
-        shape = self.mask.on_canvas(width, height) if isinstance(self.mask, Box) else self.mask
-        return shape.to_json()
+        if isinstance(self.mask, Box):
+            return self.mask.on_canvas(width, height).to_json()
+        if isinstance(self.mask, Polygon | RunLengths):
+            return self.mask.to_json()
+        return base64.b64encode(self.mask).decode("ascii")
 
     def mask_array(self, width: int, height: int) -> Mask:
         """The mask on the canvas: (height, width) uint8 of 0 and 1.

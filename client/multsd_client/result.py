@@ -45,5 +45,5 @@ class GenerationResult:
                 checkpoint=dict(reply["checkpoint"]),
                 request_id=reply["request_id"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"reply: expected a picture of the multsd API, found {error!r}") from error

@@ -9,6 +9,8 @@ from multsd_client.errors import MultsdError, ServiceUnavailableError
 
 FIRST_PAUSE_S = 1.0  # doubled with every attempt, where the service does not say how long
 LONGEST_PAUSE_S = 60.0
+SHORTEST_DEADLINE_S = 0.1  # that the service takes
+LONGEST_DEADLINE_S = 1e9  # longer is none, and may be no float
 
 
 class Attempts:
@@ -19,7 +21,7 @@ class Attempts:
         self._retries = retries
         self._failed = 0
         self.end = math.inf  # on the monotonic clock
-        if deadline_s is not None and deadline_s > 0:
+        if deadline_s is not None and 0 < deadline_s < LONGEST_DEADLINE_S:
             self.end = time.monotonic() + deadline_s
 
     @property
@@ -28,10 +30,10 @@ class Attempts:
         return self.end - time.monotonic()
 
     def pause(self, error: MultsdError) -> float | None:
-        """Seconds to wait after an attempt that has failed, or None for no other one."""
+        """Seconds to wait after an attempt that has failed, or None for no other one: there may be no time for it."""
         self._failed += 1
         seconds = pause(error, attempt=self._failed, retries=self._retries)
-        return None if seconds is None or seconds >= self.left else seconds
+        return None if seconds is None or seconds >= self.left - SHORTEST_DEADLINE_S else seconds
 
 
 def pause(error: MultsdError, *, attempt: int, retries: int) -> float | None:

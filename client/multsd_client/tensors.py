@@ -7,9 +7,11 @@ R regions, region 0 is the background. Names, types and what may be left out are
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +72,7 @@ _NUMPY: Mapping[str, Any] = {
     "BOOL": np.bool_,
 }
 _INTEGERS = ("INT32", "UINT64")
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 Array = NDArray[Any]
 
@@ -208,8 +211,15 @@ def _array(name: str, value: Any) -> Array:
     values = value if isinstance(value, tuple) else (value,)
     if spec.datatype == "BYTES":
         values = tuple(text.encode() for text in values)
-    if spec.datatype in _INTEGERS:  # NumPy before 2 lets others wrap around
+    if spec.datatype in _INTEGERS:  # NumPy before 2 lets others wrap around, and cuts fractions
         bounds = np.iinfo(_NUMPY[spec.datatype])
-        if not all(bounds.min <= each <= bounds.max for each in values):
-            raise ValueError(f"{name}: expected {bounds.min} to {bounds.max}, found {value}")
+        if not all(isinstance(each, SupportsIndex) and bounds.min <= index(each) <= bounds.max for each in values):
+            raise ValueError(f"{name}: expected a whole number, {bounds.min} to {bounds.max}, found {value}")
+    if spec.datatype == "FP32" and not all(_fits_float32(each) for each in values):
+        raise ValueError(f"{name}: expected at most {_MAX_FLOAT32:.6g} in size, found {value}")
     return np.array(values, dtype=_NUMPY[spec.datatype])
+
+
+def _fits_float32(value: float) -> bool:
+    """Not a number and infinity do: what they mean the model says."""
+    return (isinstance(value, float) and not math.isfinite(value)) or -_MAX_FLOAT32 <= value <= _MAX_FLOAT32

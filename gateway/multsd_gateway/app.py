@@ -233,7 +233,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, no_to
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["Authorization", "Content-Type", REQUEST_ID, TIMEOUT],
             expose_headers=EXPOSED_HEADERS,
         )

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.tensors import ModelRequest, Picture, Update, is_work
 from multsd_gateway.errors import GatewayError, ModelUnavailableError
-from multsd_gateway.inference import ModelDescription, OnProgress, Painter, needed
-from multsd_gateway.limits import SHORTEST_DEADLINE
+from multsd_gateway.inference import UNKNOWN, ModelDescription, OnProgress, Painter, needed
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Endpoint:
 class BalancedPainter:
     """Painter over several. Each is asked every `probe_seconds` whether it is ready; one that is not gets no request.
 
-    A request that fails because its Triton is away or full is given to another, if nothing was answered yet. One that
+    A request that fails because its Triton is away or full is given to another, until work on it was told of. One that
     is known to be away is no such other while any is ready: trying it costs time, and ends in an error that tells less.
     """
 
@@ -103,7 +103,8 @@ class BalancedPainter:
         return tuple(dict.fromkeys(name for names in known for name in names)) if 0 < len(known) == len(told) else None
 
     def descriptions(self) -> tuple[ModelDescription, ...]:
-        return tuple(told for each in self.endpoints if each.ready for told in each.painter.descriptions())
+        ready = [each.painter.descriptions() for each in self.endpoints if each.ready]
+        return tuple(model for told in ready for model in told or (UNKNOWN,))
 
     async def close(self) -> None:
         for probe in self._probes:
@@ -130,13 +131,14 @@ class BalancedPainter:
             self._probes = [asyncio.create_task(self._probe(each)) for each in self.endpoints]
 
     async def _probe(self, endpoint: Endpoint) -> None:
-        unforeseen = ""  # the last probe's error, told once and not every second
+        unforeseen: type[Exception] | None = None  # the last probe's error, told once and not every second
         while True:
+            error: type[Exception] | None = None
             try:
-                reason, error = await self._fault(endpoint), ""
+                reason = await self._fault(endpoint)
             except Exception as caught:  # an end of this task would leave the state as it is for ever
-                reason = error = f"the probe failed: {caught!r}"
-                if error != unforeseen:
+                error, reason = type(caught), f"the probe failed: {type(caught).__name__}"
+                if error is not unforeseen:
                     log.exception("Triton %s: unforeseen", endpoint.url)
             unforeseen = error
             if endpoint.ready is bool(reason):
@@ -161,7 +163,7 @@ def _later(request: ModelRequest, seconds: float) -> ModelRequest:
     """The request with what is left of its time after so many seconds."""
     if request.deadline_s is None:
         return request
-    return replace(request, deadline_s=max(request.deadline_s - seconds, SHORTEST_DEADLINE))
+    return replace(request, deadline_s=max(request.deadline_s - seconds, SHORTEST_DEADLINE_S))
 
 
 def _most_telling(errors: Sequence[ModelUnavailableError]) -> ModelUnavailableError:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from multsd_gateway.inference import ModelDescription
+from multsd_gateway.inference import UNKNOWN, ModelDescription
 from multsd_gateway.schema import MultsdRequest
 
 CELL = 8  # pixels per latent cell, of every family of checkpoints
-UNKNOWN = ModelDescription(frozenset(), {})
 
 # Of a model that does not tell its own.
 _WINDOW = 64  # latent cells

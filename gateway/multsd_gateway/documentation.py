@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 from starlette.responses import HTMLResponse, PlainTextResponse
 
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_gateway.capabilities import capabilities
 from multsd_gateway.inference import ModelDescription
-from multsd_gateway.limits import SHORTEST_DEADLINE, TIMEOUT
+from multsd_gateway.limits import TIMEOUT
 from multsd_gateway.request_schema import EXAMPLES, request_schema
 from multsd_gateway.settings import Settings
 
@@ -261,12 +262,12 @@ def _request(settings: Settings) -> dict[str, Any]:
                 "required": False,
                 "description": (
                     "Seconds from the request's arrival, after which nobody wants the picture: 504. As the field "
-                    f"deadline_s; the smaller of both holds. From {SHORTEST_DEADLINE:g} to "
+                    f"deadline_s; the smaller of both holds. From {SHORTEST_DEADLINE_S:g} to "
                     f"{settings.request_seconds:g}."
                 ),
                 "schema": {
                     "type": "number",
-                    "minimum": SHORTEST_DEADLINE,
+                    "minimum": SHORTEST_DEADLINE_S,
                     "maximum": settings.request_seconds,
                 },
                 "example": 30,

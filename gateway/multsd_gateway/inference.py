@@ -85,9 +85,12 @@ class ModelDescription:
         return int(text) if text.isdecimal() and int(text) >= least else default
 
 
+UNKNOWN = ModelDescription(frozenset(), {})  # of a model that has told nothing
+
+
 def needed(models: Sequence[ModelDescription]) -> tuple[str, ...]:
     """The models that a picture takes, by what the served `multidiffusion` of each Triton says of itself, if it has."""
-    known = models or (ModelDescription(frozenset(), {}),)
+    known = models or (UNKNOWN,)
     encoders = dict.fromkeys(name for each in known for name in each.text_encoders)
     return (tensors.MODEL, *encoders, "unet", "vae_decoder")
 
@@ -122,7 +125,10 @@ class Painter(Protocol):
         """Those that the served model is known to have, without asking it; None where it has not told."""
 
     def descriptions(self) -> tuple[ModelDescription, ...]:
-        """What the served model of each Triton that is ready is known to have said of itself, without asking it."""
+        """What the served model of each Triton that is ready has said of itself, without asking it.
+
+        UNKNOWN for one that has not told; nothing where none is ready.
+        """
 
     async def close(self) -> None:
         """Give back what it holds."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from multsd_client.errors import FieldNote
 from multsd_client.pictures import MEDIA_TYPES
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.shapes import Box, Polygon, RunLengths
 from multsd_gateway.inference import ModelDescription
 from multsd_gateway.readers import read_number
@@ -20,7 +21,6 @@ MAX_STRIDE = 1024
 MAX_GUIDANCE = 100
 MAX_NAME = 40
 MAX_QUALITY = 100
-SHORTEST_DEADLINE = 0.1
 TIMEOUT = "X-Request-Timeout"
 
 # Settings that the served model has a parameter for, by the same name; and what it counts on top: the background.
@@ -82,7 +82,7 @@ def read_timeout(header: str | None, settings: Settings) -> tuple[float | None, 
     """Seconds that the header TIMEOUT gives the request, None where it is left out; and its fault."""
     if header is None:
         return None, []
-    low, high = SHORTEST_DEADLINE, settings.request_seconds
+    low, high = SHORTEST_DEADLINE_S, settings.request_seconds
     try:
         seconds = read_number(header)
     except ValueError:
@@ -162,7 +162,7 @@ def _numbers(request: MultsdRequest, settings: Settings, models: Sequence[ModelD
         ("view_stride", 1, min(MAX_STRIDE, _most(models, "window", MAX_STRIDE))),
         ("quality", 1, MAX_QUALITY),
         ("preview_every", 0, settings.max_steps),
-        ("deadline_s", SHORTEST_DEADLINE, settings.request_seconds),
+        ("deadline_s", SHORTEST_DEADLINE_S, settings.request_seconds),
     ]
     for field, low, high in ranges:
         value = getattr(request, field)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_gateway import limits, readers
 from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.schema import MultsdRequest
@@ -129,7 +130,7 @@ def _delivery(settings: Settings) -> dict[str, dict[str, Any]]:
         "deadline_s": _number(
             "Seconds from the request's arrival, after which nobody wants the picture: 504.",
             30,
-            limits.SHORTEST_DEADLINE,
+            SHORTEST_DEADLINE_S,
             settings.request_seconds,
             kind="number",
         ),

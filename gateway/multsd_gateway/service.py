@@ -13,6 +13,7 @@ from multsd_client import pictures
 from multsd_client.encoding import Output, encode
 from multsd_client.errors import FieldNote
 from multsd_client.fields import json_parameters, note_of_warning
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.shapes import Mask
 from multsd_client.tensors import ModelRequest, Queued
 from multsd_gateway.admission import Admission, OnPlace
@@ -20,7 +21,7 @@ from multsd_gateway.body import most_containers, parse_object
 from multsd_gateway.cost import most_rows, tritons
 from multsd_gateway.errors import ExpiredError, InvalidRequestError
 from multsd_gateway.inference import ModelDescription, OnProgress, Painter
-from multsd_gateway.limits import SHORTEST_DEADLINE, limit_faults, narrowed, read_timeout, within_limits
+from multsd_gateway.limits import limit_faults, narrowed, read_timeout, within_limits
 from multsd_gateway.masks import decode_masks
 from multsd_gateway.schema import MultsdRequest, read_request
 from multsd_gateway.settings import Settings
@@ -175,7 +176,7 @@ class Service:
             # The gateway's own limit too: the model knows at once what it cannot paint in that time.
             left = (request.deadline_s or self._settings.request_seconds) - watch.total()
             asked = model_request(
-                request, masks, progress=order.on_progress is not None, deadline_s=max(left, SHORTEST_DEADLINE)
+                request, masks, progress=order.on_progress is not None, deadline_s=max(left, SHORTEST_DEADLINE_S)
             )
             if request.preview_every and not asked.progress:
                 warnings = [*warnings, FieldNote("preview_every", "not used, only POST /multsd/stream shows previews")]

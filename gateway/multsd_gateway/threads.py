@@ -35,7 +35,11 @@ class Threads:
         except asyncio.CancelledError:
             on_end()
             raise
-        working = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, work)
+        try:
+            working = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, work)
+        except RuntimeError:  # closed
+            end(None)
+            raise
         working.add_done_callback(end)
         return await asyncio.shield(working)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multsd_client.headers import header_value
 from multsd_gateway.balancing import BalancedPainter, Endpoint
 from multsd_gateway.inference import Access, TritonPainter
 from multsd_gateway.settings import Settings
@@ -10,7 +11,10 @@ AUTHORIZATION = "authorization"
 
 
 def connect(settings: Settings) -> BalancedPainter:
-    """A painter over every endpoint. Raises OSError where a file that the settings name cannot be read."""
+    """A painter over every endpoint.
+
+    Raises OSError where a file that the settings name cannot be read, ValueError for a token that no header can carry.
+    """
     access = triton_access(settings)
     endpoints = [
         Endpoint(url, TritonPainter(url, silence_seconds=settings.triton_silence_seconds, access=access))
@@ -20,10 +24,10 @@ def connect(settings: Settings) -> BalancedPainter:
 
 
 def triton_access(settings: Settings) -> Access:
-    """TLS and token as the settings have them. Raises OSError."""
+    """TLS and token as the settings have them. Raises OSError, ValueError."""
     headers = {}
     if settings.triton_token_file is not None:
-        token = settings.triton_token_file.read_text(encoding="ascii").strip()
+        token = header_value(settings.triton_token_file.read_text(encoding="utf-8"), "triton_token_file")
         header = settings.triton_token_header
         headers[header] = f"Bearer {token}" if header == AUTHORIZATION else token
     certificates = (settings.triton_root_certificates, settings.triton_certificate, settings.triton_private_key)

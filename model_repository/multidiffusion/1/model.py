@@ -36,7 +36,7 @@ from errors import (
 from metrics import Metrics
 from network_calls import NetworkCalls
 from parameters import Limits, Parameters, most_rows, parse_parameters
-from pipeline import Observer, Picture, check, paint
+from pipeline import Observer, Picture, check, check_finite, paint
 from sampling import Denoising, UNetRows
 from schedulers import DEFAULT_SAMPLER, make_scheduler
 
@@ -222,7 +222,10 @@ class TritonPythonModel:
         """One call per text that is not cached."""
 
         async def call(ids: npt.NDArray[np.int32]) -> Mapping[str, Tensor]:
-            return await self.calls.call(encoder.model, encoder.outputs, {"input_ids": ids}, request_id)
+            outputs = await self.calls.call(encoder.model, encoder.outputs, {"input_ids": ids}, request_id)
+            for name, output in outputs.items():
+                check_finite(output, encoder.model, f"in {name}")  # before it is kept for others
+            return outputs
 
         try:
             return await self.embeddings.encode(encoder.model, input_ids, call)

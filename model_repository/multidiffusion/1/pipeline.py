@@ -146,9 +146,6 @@ async def encode_prompts(job: Job, checkpoint: Checkpoint, encode: Encode) -> Co
     encodings = await asyncio.gather(
         *(encode(*each) for each in zip(checkpoint.text_encoders, job.prompts.input_ids, strict=True))
     )
-    for encoder, outputs in zip(checkpoint.text_encoders, encodings, strict=True):
-        for name, output in outputs.items():
-            check_finite(output, encoder.model, f"in {name}")
     time_ids = None
     if checkpoint.time_ids:
         canvas = job.canvas
@@ -279,7 +276,8 @@ def to_image(sample: Tensor, canvas: Canvas) -> npt.NDArray[np.uint8]:
 
 def check_finite(values: Tensor, network: str, where: str) -> None:
     """Raises NotFiniteError: such values would become black pixels without a word."""
-    if not torch.isfinite(values).all():
+    # A sum that is finite has finite terms alone, and takes a tenth of the time.
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise NotFiniteError(network, where)
 
 

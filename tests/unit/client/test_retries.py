@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from multsd_client import AsyncClient, Client, MultsdError, ServiceUnavailableError
+from multsd_client import AsyncClient, Client, MultsdError, ServiceUnavailableError, protocol
 from multsd_client.errors import DeadlineExceededError, InvalidRequestError
-from multsd_client.retries import LONGEST_PAUSE_S, pause
+from multsd_client.retries import LONGEST_PAUSE_S, SHORTEST_DEADLINE_S, pause
 from multsd_client.tensors import Progress, Queued
 from tests.unit.client.fakes import PREVIEW, RESULT, STEPS, events, painted, refusal, service
 
@@ -104,6 +104,22 @@ def test_nothing_is_tried_again_after_the_deadline(blocking: bool) -> None:
 
     with pytest.raises(ServiceUnavailableError):  # at once
         _generate(reply, {"deadline_s": 30}, retries=5, blocking=blocking)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_no_attempt_has_less_time_than_the_service_takes_for_a_deadline(blocking: bool) -> None:
+    def reply(_request: httpx.Request) -> httpx.Response:
+        return refusal(503, **{"Retry-After": "1"})
+
+    with pytest.raises(ServiceUnavailableError):  # at once
+        _generate(reply, {"deadline_s": 1.09}, retries=5, blocking=blocking)
+    assert protocol.within({"seed": 1}, -1.0) == {"seed": 1, "deadline_s": SHORTEST_DEADLINE_S}
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_deadline_that_is_no_float_is_the_services_to_refuse(blocking: bool) -> None:
+    with pytest.raises(InvalidRequestError):
+        _generate(lambda _: refusal(400), {"deadline_s": 10**400}, retries=1, blocking=blocking)
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -370,9 +370,12 @@ def test_an_image_that_cannot_be_a_mask_is_refused_by_its_number(data: bytes, ex
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"seed": -1}, "seed: expected 0 to 18446744073709551615, found -1"),
-        ({"seed": 2**64}, "seed: expected 0 to 18446744073709551615, found 18446744073709551616"),
-        ({"width": 2**40}, "width: expected -2147483648 to 2147483647, found 1099511627776"),
+        ({"seed": 1.9}, "seed: expected a whole number, 0 to 18446744073709551615, found 1.9"),
+        ({"guidance_scale": 1e300}, r"guidance_scale: expected at most 3.40282e\+38 in size, found 1e\+300"),
+        ({"guidance_scale": 10**40}, r"guidance_scale: expected at most 3.40282e\+38 in size, found 10+$"),
+        ({"seed": -1}, "seed: expected a whole number, 0 to 18446744073709551615, found -1"),
+        ({"seed": 2**64}, "seed: expected a whole number, 0 to 18446744073709551615, found 18446744073709551616"),
+        ({"width": 2**40}, "width: expected a whole number, -2147483648 to 2147483647, found 1099511627776"),
         ({"prompt": "\ud800"}, "surrogates not allowed"),
     ],
     ids=str,

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.tensors import ModelRequest, Picture, Progress, Queued, Update
 from multsd_gateway.balancing import BalancedPainter, Endpoint
 from multsd_gateway.errors import InvalidRequestError, ModelFailedError, ModelUnavailableError
 from multsd_gateway.inference import ModelDescription, OnProgress
-from multsd_gateway.limits import SHORTEST_DEADLINE
-from tests.unit.gateway.fakes import FakePainter
-from tests.unit.gateway.jumping import JumpingLoop
+from multsd_gateway.limits import narrowed
+from tests.jumping import JumpingLoop
+from tests.unit.gateway.fakes import FakePainter, settings
 
 REQUEST = ModelRequest(prompts=("a",), height=2, width=3, num_inference_steps=2)
 
@@ -157,7 +158,7 @@ def test_a_probe_that_meets_something_unforeseen_has_failed_and_the_next_one_is_
         async def missing(self, models: Sequence[str]) -> list[str]:
             self.probes += 1
             if self.broken:
-                raise KeyError("unforeseen")
+                raise KeyError(object())  # as gRPC's own, no two of which read alike
             return await super().missing(models)
 
     odd, good = Odd(), FakePainter()
@@ -175,7 +176,24 @@ def test_a_probe_that_meets_something_unforeseen_has_failed_and_the_next_one_is_
 
     _with([odd, good], use, probe=0.02)
     assert caplog.text.count("Traceback") == 1, "once, and not with every probe"
-    assert "Triton 0: the probe failed: KeyError('unforeseen')" in caplog.text
+    assert "Triton 0: the probe failed: KeyError" in caplog.text
+
+
+def test_one_that_is_ready_and_has_not_told_counts_as_unknown_and_one_that_is_away_not_at_all() -> None:
+    class Telling(FakePainter):
+        def descriptions(self) -> tuple[ModelDescription, ...]:
+            return (ModelDescription(frozenset(), {"max_steps": "100"}),)
+
+    class Silent(FakePainter):
+        def descriptions(self) -> tuple[ModelDescription, ...]:
+            return ()
+
+    async def use(painter: BalancedPainter) -> None:
+        assert narrowed(settings(), painter.descriptions()).max_steps == settings().max_steps
+        painter.endpoints[1].ready = False
+        assert narrowed(settings(), painter.descriptions()).max_steps == 100
+
+    _with([Telling(), Silent()], use)
 
 
 FULL, AWAY = ModelUnavailableError("queue full", retry_after=9), ModelUnavailableError("connection refused")
@@ -272,7 +290,7 @@ def test_the_next_triton_gets_what_is_left_of_the_time() -> None:
             await painter.close()
         return good.requests[-1].deadline_s
 
-    for deadline, left in ((30.0, 18.0), (12.0, SHORTEST_DEADLINE), (None, None)):
+    for deadline, left in ((30.0, 18.0), (12.0, SHORTEST_DEADLINE_S), (None, None)):
         with asyncio.Runner(loop_factory=JumpingLoop) as runner:
             assert runner.run(scenario(deadline)) == left
 

@@ -18,8 +18,8 @@ from multsd_gateway.errors import DeadlineExceededError
 from multsd_gateway.inference import error_of
 from multsd_gateway.outcome import outcome_of
 from multsd_gateway.replies import error_event, update_event
+from tests.jumping import JumpingLoop
 from tests.unit.gateway.fakes import FakePainter, post, seed_request, settings
-from tests.unit.gateway.jumping import JumpingLoop
 
 Message = dict[str, Any]
 

@@ -320,6 +320,12 @@ def test_triton_is_spoken_to_over_tls_with_a_token(tmp_path: Path) -> None:
             _with(triton, _paint, access=access, credentials=credentials)
 
 
+def test_a_token_that_no_header_can_carry_ends_the_start_without_being_told(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\nother")
+    with pytest.raises(ValueError, match=r"^triton_token_file: expected printable ASCII .* on one line, found others$"):
+        triton_access(settings(triton_token_file=tmp_path / "token"))
+
+
 def test_a_model_that_is_not_loaded_is_unavailable() -> None:
     with pytest.raises(ModelUnavailableError, match="unknown model"):
         _with(FakeTriton(responses=[UNKNOWN_MODEL]), _paint)

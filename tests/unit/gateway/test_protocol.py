@@ -20,8 +20,8 @@ from multsd_client.tensors import ModelRequest, Picture, Preview
 from multsd_gateway.app import create_app
 from multsd_gateway.inference import OnProgress
 from multsd_gateway.protocol import patient_protocol
+from tests.jumping import JumpingLoop
 from tests.unit.gateway.fakes import FakePainter, seed_request, settings
-from tests.unit.gateway.jumping import JumpingLoop
 
 LARGE = b"x" * 16 * 1024 * 1024  # more than the kernel takes
 HEAD = b"POST /multsd/stream HTTP/1.1\r\nHost: gateway\r\nContent-Length: %d\r\n\r\n%b"

@@ -104,6 +104,7 @@ def test_pages_of_the_settings_origins_may_call_and_others_not(tokens: Path) -> 
     reply = ask(app, "POST", "/multsd", json=seed_request(), headers=ORIGIN)
 
     assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, "https://example.org")
+    assert {"GET", "HEAD", "POST"} <= set(allowed.headers["Access-Control-Allow-Methods"].split(", "))
     assert "Access-Control-Allow-Origin" not in refused.headers
     assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (401, "https://example.org")
 

@@ -56,6 +56,23 @@ def _run(scenario: Callable[[Gate], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
+def test_work_that_comes_after_the_end_is_refused_and_keeps_no_place() -> None:
+    async def scenario(_gate: Gate) -> None:
+        threads, ended = Threads(1), 0
+
+        def end() -> None:
+            nonlocal ended
+            ended += 1
+
+        threads.close()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="after shutdown"):
+                await threads.run(lambda: None, on_end=end)
+        assert ended == 2
+
+    _run(scenario)
+
+
 async def _until(true: Callable[[], bool]) -> None:
     while not true():  # noqa: ASYNC110 - threads tell nobody
         await asyncio.sleep(0.01)

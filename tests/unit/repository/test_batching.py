@@ -1,8 +1,8 @@
 """Rows of several canvases share the UNet's calls, in turn, and none disturbs another."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from network_calls import NetworkCalls
 from row_plan import Regions
 from sampling import KEPT_ROWS, Bootstrapping, Denoising, UNetRows
 from schedulers import make_scheduler
-from tests.unit.repository import virtual_time
+from tests.jumping import JumpingLoop
 from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer, network
 from views import make_views
+
+Result = TypeVar("Result")
 
 MAX_BATCH_SIZE = 4
 
@@ -426,6 +428,12 @@ class HungUNet:
         self.asked[call].set_result(predict(self.rows[call]))
 
 
+def jumping(main: Coroutine[Any, Any, Result]) -> Result:
+    """As asyncio.run, on a clock that no busy machine can delay."""
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(main)
+
+
 def silent(results: Sequence[object]) -> bool:
     return all(isinstance(each, SilentNetworkError) for each in results)
 
@@ -443,7 +451,7 @@ def test_a_hung_unet_ends_all_that_wait_for_it_within_one_timeout(calls: int, ah
         results = await asyncio.gather(*(paint(canvas, batcher) for canvas in canvases), return_exceptions=True)
         return list(results), len(unet.asked), asyncio.get_running_loop().time() - began
 
-    results, asked, seconds = virtual_time.run(run())
+    results, asked, seconds = jumping(run())
     assert silent(results)
     assert asked <= calls + ahead
     assert seconds == pytest.approx(SILENCE)
@@ -468,7 +476,7 @@ def test_those_that_come_after_a_silence_have_a_try_of_their_own_and_end_togethe
             unet.answer(call)
         return first, second, await later, asked
 
-    first, second, later, asked = virtual_time.run(run())
+    first, second, later, asked = jumping(run())
     assert silent(first)
     assert silent(second)
     assert asked == 2
@@ -524,7 +532,7 @@ def test_a_call_that_is_lost_while_later_ones_are_answered_ends_only_its_own_can
         unet.answer(3)
         return result, await waiting
 
-    result, latents = virtual_time.run(run())
+    result, latents = jumping(run())
     assert silent([result])
     assert torch.equal(latents, SOUND)
 
@@ -540,7 +548,7 @@ def test_a_unet_that_hangs_after_an_error_is_asked_for_none_that_have_ended() ->
         await settle()
         return list(results), len(unet.asked)
 
-    results, asked = virtual_time.run(run())
+    results, asked = jumping(run())
     assert silent(results)
     assert asked == 2  # all of them together, and the first alone
 

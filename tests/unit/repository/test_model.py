@@ -18,6 +18,7 @@ from tests.unit.repository.orchestrator import (
     TritonError,
     contract,
     serving,
+    text_encoder,
     unet,
     vae_decoder,
 )
@@ -146,6 +147,24 @@ def test_a_network_that_overflows_is_named_and_logged() -> None:
             message = "unet: expected finite values, found others after step 1"
             assert request.answer == f"INTERNAL: {message}"
             assert triton.log == [f"request test: NotFiniteError: {message}"]
+
+    asyncio.run(scenario())
+
+
+def test_an_embedding_that_is_not_finite_fails_its_request_and_is_not_kept_for_others() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+            once = iter([np.float32(np.nan)])
+
+            async def encoder(inputs: Mapping[str, Array]) -> Array:
+                return await text_encoder(inputs) + next(once, np.float32(0))
+
+            triton.networks["text_encoder"] = encoder
+            first, second = Request(), Request()
+            await model.execute([first])
+            await model.execute([second])
+            message = "text_encoder: expected finite values, found others in last_hidden_state"
+            assert (first.answer, second.answer) == (f"INTERNAL: {message}", "picture")
 
     asyncio.run(scenario())
 
