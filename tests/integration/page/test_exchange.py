@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -150,6 +151,8 @@ def test_a_seed_of_64_bits_keeps_its_digits(blank: Page) -> None:
         ("nothing", "This is neither JSON nor a picture."),
         ('{"bg_prompt": "x", "fg_prompt": ["y"]}', "masks: expected 1 (one per fg_prompt), found 0"),
         ('{"bg_prompt": 1}', "bg_prompt: expected a string"),
+        ('{"bg_prompt": "x", "output_format": "gif"}', 'output_format: expected jpeg, png, webp, found "gif"'),
+        ('{"bg_prompt": "x", "output_format": ["png"]}', 'output_format: expected jpeg, png, webp, found ["png"]'),
         ('{"bg_prompt": "x", "width": 100000, "height": 100000}', "expected width x height of at most 4194304 pixels"),
     ],
 )
@@ -223,6 +226,48 @@ def test_the_command_paints_the_same_picture(page: Page, tmp_path: Path) -> None
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)  # noqa: S607
 
     assert (tmp_path / "picture.png").read_bytes() == page.picture_file()
+
+
+_COMMAND = """
+const [body, server, done] = arguments;
+const json = import(new URL("page/core/json.js", document.baseURI).href);
+json.then(({ curlCommand }) => done(curlCommand(body, server)), (error) => done(String(error)));
+"""
+_HOSTILE = [
+    "png; touch harmed #",
+    "png$(touch harmed)",
+    "png`touch harmed`",
+    "png'; touch harmed; '",
+    'png"\ntouch harmed\n"',
+    "../../harmed",
+    "\nEND\ntouch harmed\n",
+    "\\'; touch harmed; \\'",
+]
+
+
+@pytest.mark.parametrize("text", _HOSTILE)
+def test_a_command_is_one_word_for_each_argument_whatever_it_is_made_of(page: Page, tmp_path: Path, text: str) -> None:
+    body = {"bg_prompt": text, "scheduler": text, "output_format": text}
+    url = f"http://127.0.0.1:9/{text}/multsd"
+    command = page.chrome.execute_async_script(_COMMAND, body, {"url": url, "withToken": True})
+    told = """curl() { printf '%s\\0' "$@" > arguments; cat > body; }"""
+
+    subprocess.run(
+        ["bash", "-c", f"{told}\n{command}"],  # noqa: S607
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "MULTSD_TOKEN": "a; touch harmed"},
+        check=True,
+        timeout=60,
+    )
+
+    headers = ("Content-Type: application/json", "Accept: image/jpeg", "Authorization: Bearer a; touch harmed")
+    assert (tmp_path / "arguments").read_text().split("\0") == [
+        *("-s", url),
+        *(word for header in headers for word in ("-H", header)),
+        *("--data-binary", "@-", "-o", "picture.jpeg", ""),
+    ]
+    assert json.loads((tmp_path / "body").read_text()) == body
+    assert {path.name for path in tmp_path.iterdir()} == {"arguments", "body"}
 
 
 def test_one_click_copies_what_is_shown(page: Page) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_gateway.app import create_app
+from multsd_gateway.limits import FORMATS
 from multsd_gateway.painting_page import FOLDER, PAGE, read_page
 from tests.unit.gateway.fakes import FakePainter, ask, settings
 
@@ -148,6 +150,12 @@ def test_the_demo_presets_are_offered_for_the_checkpoint_that_is_shipped() -> No
     named = re.search(r'DEMO_CHECKPOINT = "(.*)"', SCRIPTS[f"{FOLDER}core/presets.js"])
     assert named is not None
     assert named[1] == digest, f"page/core/presets.js: expected the shipped checkpoint's digest {digest}"
+
+
+def test_the_page_knows_the_formats_that_the_gateway_writes() -> None:
+    named = re.search(r"FORMATS = (\[.*\]);", SCRIPTS[f"{FOLDER}core/document.js"])
+    assert named is not None
+    assert json.loads(named[1]) == list(FORMATS)
 
 
 def test_the_page_is_documented() -> None:

@@ -28,6 +28,9 @@ export const SETTINGS = [
   "quality",
 ];
 
+/** Of pictures. A test holds this to what the gateway writes. */
+export const FORMATS = ["jpeg", "png", "webp"];
+
 // Apart from each other in hue and lightness, and seen on light and dark pictures alike.
 export const COLOURS = ["#e8590c", "#1c7ed6", "#2f9e44", "#ae3ec9", "#f2b705", "#0ca6a6", "#e03177", "#74503b"];
 

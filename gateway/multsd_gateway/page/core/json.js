@@ -1,5 +1,7 @@
 // JSON as people read and copy it.
 
+import { FORMATS } from "./document.js";
+
 /** A seed may be larger than the numbers of JavaScript hold exactly; it is read as the text that it is. */
 const LONG_SEED = /(?<!\\)("seed"\s*:\s*)(\d{16,20})(?=\s*[,}])/g;
 
@@ -21,8 +23,15 @@ export function prettyJson(value) {
  * @param {Record<string, any>} body @param {{ url: string, withToken: boolean }} server
  */
 export function curlCommand(body, { url, withToken }) {
-  const format = body.output_format ?? "jpeg";
-  const token = withToken ? ` -H "Authorization: Bearer $MULTSD_TOKEN"` : "";
-  const head = `curl -s '${url}' -H 'Content-Type: application/json' -H 'Accept: image/${format}'${token}`;
-  return `${head} --data-binary @- -o picture.${format} <<'END'\n${JSON.stringify(body)}\nEND`;
+  // A file's ending is not for a document of somewhere else to choose: another would be a path.
+  const format = FORMATS.includes(body.output_format) ? body.output_format : "jpeg";
+  const headers = ["Content-Type: application/json", `Accept: image/${format}`].map((each) => `-H ${quoted(each)}`);
+  if (withToken) headers.push(`-H "Authorization: Bearer $MULTSD_TOKEN"`);
+  const head = `curl -s ${quoted(url)} ${headers.join(" ")} --data-binary @- -o ${quoted(`picture.${format}`)}`;
+  return `${head} <<'END'\n${JSON.stringify(body)}\nEND`; // JSON has no line of its own that says END
+}
+
+/** One word of a shell's command line, whatever is in it. @param {string} text */
+function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
 }

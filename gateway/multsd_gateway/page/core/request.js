@@ -1,6 +1,6 @@
 // Between a document and the body of POST /multsd, and between the names of both.
 
-import { SETTINGS, emptyDocument, painted, withRegion } from "./document.js";
+import { FORMATS, SETTINGS, emptyDocument, painted, withRegion } from "./document.js";
 import { runLengths } from "./masks.js";
 import { readMask } from "./shapes.js";
 
@@ -55,6 +55,7 @@ export async function documentOf(body, { width, height, maxPixels, maxImagePixel
   if (size.width * size.height > maxPixels) {
     throw new Error(`expected width x height of at most ${maxPixels} pixels, found ${size.width} x ${size.height}`);
   }
+  checkFormat(body.output_format ?? FORMATS[0]);
   const prompts = readTexts(body, "fg_prompt");
   const negatives = readTexts(body, "fg_nprompt");
   const masks = Array.isArray(body.masks) ? body.masks : [];
@@ -85,6 +86,12 @@ function readSide(body, name, otherwise) {
   const side = body[name] === undefined || body[name] === null ? otherwise : Number(body[name]);
   if (!Number.isInteger(side) || side < 1) throw new Error(`${name}: expected a number of pixels`);
   return side;
+}
+
+/** The page's command has it in a file's name: no other text passes for one. @param {unknown} format */
+function checkFormat(format) {
+  if (typeof format === "string" && FORMATS.includes(format)) return;
+  throw new Error(`output_format: expected ${FORMATS.join(", ")}, found ${JSON.stringify(format)}`);
 }
 
 /** @param {Body} body @param {string} name @returns {string} */
