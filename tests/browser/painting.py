@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +112,12 @@ class Page:
 
     def drag(self, *points: Point, alt: bool = False) -> None:
         """Press the mouse at the first point, move through the others, let go."""
+        with self.pressed(*points, alt=alt):
+            pass
+
+    @contextmanager
+    def pressed(self, *points: Point, alt: bool = False) -> Iterator[None]:
+        """Press the mouse at the first point, move through the others, and let go at the end."""
         self.scroll_to_canvas()
         if alt:
             ActionChains(self.chrome).key_down(Keys.ALT).perform()
@@ -121,10 +128,13 @@ class Page:
         pointer.pointer_down()  # type: ignore[no-untyped-call]
         for x, y in others:
             pointer.move_to_location(x, y)  # type: ignore[no-untyped-call]
-        pointer.pointer_up()  # type: ignore[no-untyped-call]
         chain.perform()
-        if alt:
-            ActionChains(self.chrome).key_up(Keys.ALT).perform()
+        try:
+            yield
+        finally:
+            ActionChains(self.chrome, duration=10).release().perform()
+            if alt:
+                ActionChains(self.chrome).key_up(Keys.ALT).perform()
 
     def in_window(self, point: Point) -> tuple[int, int]:
         """Where a point of the picture is fitted into the window, in CSS pixels, while nobody has zoomed."""

@@ -23,13 +23,13 @@ await keeper.start();
 
 const canvas = element("canvas", HTMLCanvasElement);
 const view = new CanvasView(canvas, store);
-new Tools(canvas, view, store);
+const { strokes } = new Tools(canvas, view, store);
 const generate = runs(
   store,
   (result) => keeper.keepPicture(result),
   (id) => keeper.forgetPicture(id),
 );
-toolbar(store, view, generate);
+toolbar(store, view, strokes, generate);
 regionList(store);
 fields(store);
 notes(store); // after the fields and regions that it writes beside

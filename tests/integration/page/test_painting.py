@@ -269,6 +269,11 @@ def test_a_hidden_region_is_left_out_and_the_order_is_the_lists(blank: Page) -> 
     assert blank.request()["fg_prompt"] == ["first", "second"]
 
 
+def control(page: Page, *keys: str) -> None:
+    """Press keys one after the other while Ctrl is down."""
+    ActionChains(page.chrome).key_down(Keys.CONTROL).send_keys(*keys).key_up(Keys.CONTROL).perform()
+
+
 def test_undo_and_redo_by_keys_go_through_strokes_and_prompts(blank: Page) -> None:
     blank.add_region("a red circle")
     blank.tool("rectangle")
@@ -276,18 +281,50 @@ def test_undo_and_redo_by_keys_go_through_strokes_and_prompts(blank: Page) -> No
     blank.drag((300, 300), (400, 400))
     both = blank.masks()[0].sum()
 
-    def keys(*pressed: str) -> None:
-        chain = ActionChains(blank.chrome).key_down(Keys.CONTROL)
-        chain.send_keys(*pressed).key_up(Keys.CONTROL).perform()
-
     blank.script("document.activeElement.blur()")
-    keys("z")
+    control(blank, "z")
     assert blank.masks()[0].sum() == pytest.approx(both / 2, rel=0.02)
-    keys("z", "z")
+    control(blank, "z", "z")
     assert blank.request()["fg_prompt"] == [""], "a prompt that was typed in one go is one step"
-    keys("y", "y", "y")
+    control(blank, "y", "y", "y")
     assert blank.masks()[0].sum() == both
     assert blank.request()["fg_prompt"] == ["a red circle"]
+
+
+@pytest.mark.parametrize("tool", ["brush", "rectangle"])
+def test_undo_while_something_is_painted_gives_that_up_alone(blank: Page, tool: str) -> None:
+    blank.add_region("x")
+    blank.write("width", "256")
+    blank.tool("rectangle")
+    blank.drag((50, 100), (100, 200))
+    [before] = blank.masks()
+    blank.tool(tool)
+    without = blank.pixels_on_canvas()
+
+    with blank.pressed((150, 100), (200, 300)):
+        control(blank, "z")
+    blank.tool(tool)  # so that no mark of it is on the canvas
+    assert np.array_equal(blank.pixels_on_canvas(), without)
+    assert np.array_equal(blank.masks()[0], before)
+
+    with blank.pressed((150, 100), (200, 300)):
+        control(blank, "y")
+    [after] = blank.masks()
+    assert (after >= before).all()
+    assert after[200, 175] == 1, "there is nothing to redo: the stroke goes on"
+    blank.click("undo")
+    assert np.array_equal(blank.masks()[0], before)
+
+
+def test_a_stroke_is_given_up_where_its_mask_was_changed_meanwhile(blank: Page) -> None:
+    blank.add_region("x")
+    blank.tool("rectangle")
+    blank.drag((100, 100), (200, 200))
+    blank.tool("brush")
+    with blank.pressed((300, 300), (400, 300)):
+        blank.script("arguments[0].click()", blank.region_button(1, "clear"))
+
+    assert not blank.masks()[0].any()
 
 
 def test_the_dice_rolls_a_seed_and_an_empty_one_is_the_servers_choice(page: Page) -> None:

@@ -134,9 +134,14 @@ export class Strokes {
     this.#commit(region, mask);
   }
 
-  /** @param {Region} region @param {Mask} mask */
+  /**
+   * Given up where the region's mask was changed meanwhile, or is gone: what was painted began with another one.
+   * @param {Region} region @param {Mask} mask
+   */
   #commit(region, mask) {
-    if (mask.data.some((value, at) => value !== region.mask.data[at])) {
+    const now = this.store.state.document.regions.find((each) => each.id === region.id);
+    if (now?.mask !== region.mask) this.view.layers.reset(region);
+    else if (mask.data.some((value, at) => value !== region.mask.data[at])) {
       this.store.edit((document) => changeRegion(document, region.id, { mask }));
       mended(this.store, `region-${region.id}-mask`);
     }

@@ -5,6 +5,8 @@ import { element, setValue } from "./dom.js";
 /** @typedef {import("../core/store.js").Store} Store */
 /** @typedef {import("../core/store.js").State} State */
 /** @typedef {import("./canvas.js").CanvasView} CanvasView */
+/** @typedef {import("./strokes.js").Strokes} Strokes */
+/** @typedef {{ undo: () => void, redo: () => void }} Steps */
 
 const ZOOM_STEP = 1.25;
 const MAX_BRUSH = 256; // pixels, on canvases of up to twice that
@@ -14,14 +16,15 @@ const TOOL_KEYS = { b: "brush", e: "eraser", r: "rectangle", o: "ellipse", g: "f
 /** @type {State["show"][]} */
 const SHOWN_IN_TURN = ["regions", "both", "picture"];
 
-/** @param {Store} store @param {CanvasView} view @param {() => void} generate */
-export function toolbar(store, view, generate) {
+/** @param {Store} store @param {CanvasView} view @param {Strokes} strokes @param {() => void} generate */
+export function toolbar(store, view, strokes, generate) {
+  const steps = stepsOf(store, strokes);
   radios("tools", "tool", (value) => store.update({ tool: /** @type {State["tool"]} */ (value) }));
   radios("show", "show", (value) => store.update({ show: /** @type {State["show"]} */ (value) }));
   const brush = element("brush", HTMLInputElement);
   brush.addEventListener("input", () => store.update({ brush: Number(brush.value) }));
-  const undo = press("undo", () => store.undo());
-  const redo = press("redo", () => store.redo());
+  const undo = press("undo", steps.undo);
+  const redo = press("redo", steps.redo);
   press("zoom-in", () => view.zoom(ZOOM_STEP));
   press("zoom-out", () => view.zoom(1 / ZOOM_STEP));
   press("zoom-fit", () => view.showAll());
@@ -37,7 +40,18 @@ export function toolbar(store, view, generate) {
     undo.disabled = state.history.past.length === 0;
     redo.disabled = state.history.future.length === 0;
   });
-  document.addEventListener("keydown", (event) => key(event, { store, view, generate }));
+  document.addEventListener("keydown", (event) => key(event, { store, view, steps, generate }));
+}
+
+/**
+ * What is being painted is the last step, and undone by giving it up: the document that it is of stays as it is.
+ * @param {Store} store @param {Strokes} strokes @returns {Steps}
+ */
+function stepsOf(store, strokes) {
+  return {
+    undo: () => (strokes.open ? strokes.giveUp() : store.undo()),
+    redo: () => strokes.open || store.redo(),
+  };
 }
 
 /** Diameter in pixels. @param {State} state */
@@ -69,15 +83,18 @@ function check(id, value) {
   for (const input of element(id, HTMLFieldSetElement).querySelectorAll("input")) input.checked = input.value === value;
 }
 
-/** @param {KeyboardEvent} event @param {{ store: Store, view: CanvasView, generate: () => void }} parts */
-function key(event, { store, view, generate }) {
+/**
+ * @param {KeyboardEvent} event
+ * @param {{ store: Store, view: CanvasView, steps: Steps, generate: () => void }} parts
+ */
+function key(event, { store, view, steps, generate }) {
   if (event.defaultPrevented || document.querySelector("dialog[open]") !== null) return;
   const command = event.ctrlKey || event.metaKey;
   const letter = event.key.toLowerCase();
   if (command && letter === "enter") generate();
   else if (isText(event.target)) return;
-  else if (command && letter === "z") event.shiftKey ? store.redo() : store.undo();
-  else if (command && letter === "y") store.redo();
+  else if (command && letter === "z") event.shiftKey ? steps.redo() : steps.undo();
+  else if (command && letter === "y") steps.redo();
   else if (command || event.altKey) return;
   else if (TOOL_KEYS[letter] !== undefined) store.update({ tool: TOOL_KEYS[letter] });
   else if (letter === "m") store.update({ show: SHOWN_IN_TURN[(SHOWN_IN_TURN.indexOf(store.state.show) + 1) % 3] });
