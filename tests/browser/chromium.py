@@ -40,9 +40,11 @@ def protocol(chrome: webdriver.Chrome, command: str, parameters: Mapping[str, An
     chrome.execute_cdp_cmd(command, dict(parameters))
 
 
-def window(chrome: webdriver.Chrome, *, width: int, height: int, dark: bool = False, touch: bool = False) -> None:
-    """The page's size in CSS pixels, its colour scheme, and whether fingers touch it."""
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
+def window(
+    chrome: webdriver.Chrome, *, width: int, height: int, dark: bool = False, touch: bool = False, ratio: float = 1
+) -> None:
+    """The page's size in CSS pixels, its colour scheme, whether fingers touch it, and its screen's own pixels."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": touch}
     protocol(chrome, "Emulation.setDeviceMetricsOverride", metrics)
     protocol(chrome, "Emulation.setTouchEmulationEnabled", {"enabled": touch})
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

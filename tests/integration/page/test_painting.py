@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver import ActionChains, Chrome, Keys
 
 from demo_checkpoint.recognise import colour_mask
-from tests.browser.chromium import console_errors
+from tests.browser.chromium import console_errors, window
 from tests.browser.painting import Page
 from tests.integration.test_isolation import FEW, STEPS, Statistics, wait_for
 
@@ -198,6 +198,23 @@ def test_a_picture_of_another_size_keeps_its_proportions(blank: Page) -> None:
 
     assert len(np.unique(above, axis=0)) == 2, "the checkerboard: 64 pixels of 256 leave three quarters free"
     assert len(np.unique(middle, axis=0)) > 2
+
+
+_RATIO = """
+const canvas = document.getElementById("canvas");
+return [canvas.width / canvas.clientWidth, canvas.height / canvas.clientHeight];
+"""
+
+
+def test_the_canvas_has_the_pixels_of_whatever_screen_it_is_on(chrome: Chrome, page: Page) -> None:
+    page.write("prompt", "x")
+    before = page.pixels_on_canvas()
+    height, width, _ = before.shape
+    for ratio in (2, 1.25, 1):
+        window(chrome, width=1280, height=860, ratio=ratio)
+        page.wait(lambda ratio=ratio: page.script(_RATIO) == pytest.approx([ratio] * 2, abs=0.01), "its pixels")  # type: ignore[misc]
+        shown = Image.fromarray(page.pixels_on_canvas()).resize((width, height))
+        assert np.abs(np.asarray(shown).astype(int) - before).mean() < 2, ratio
 
 
 def test_a_warning_stands_beside_its_region(page: Page) -> None:

@@ -44,7 +44,9 @@ export class CanvasView {
     this.onCamera = () => {};
     this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     this.waiting = false;
+    this.ratio = 1; // pixels of the bitmap to a CSS pixel
     new ResizeObserver(() => this.#resize()).observe(canvas);
+    this.#watchRatio();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
     store.subscribe((state, before) => this.#changed(state, before));
   }
@@ -76,10 +78,21 @@ export class CanvasView {
     this.onCamera();
   }
 
+  /** A window on another screen has other pixels, though its size in CSS pixels is the same. */
+  #watchRatio() {
+    const same = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
+    const changed = () => {
+      this.#resize();
+      this.#watchRatio();
+    };
+    same.addEventListener("change", changed, { once: true });
+  }
+
   #resize() {
     const { width, height } = this.size;
-    this.canvas.width = Math.round(width * devicePixelRatio);
-    this.canvas.height = Math.round(height * devicePixelRatio);
+    this.ratio = devicePixelRatio;
+    this.canvas.width = Math.round(width * this.ratio);
+    this.canvas.height = Math.round(height * this.ratio);
     if (this.fit) this.showAll();
     this.#paint(); // at once: a canvas that changes its size is empty
   }
@@ -116,9 +129,8 @@ export class CanvasView {
   }
 
   #paint() {
-    const { context, camera, canvas } = this;
+    const { context, camera, canvas, ratio } = this;
     const { document: shown, show, preview, run } = this.store.state;
-    const ratio = devicePixelRatio;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
