@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import httpx
 import numpy as np
+import numpy.typing as npt
+import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 
+from multsd_gateway.stack.supervisor import Stack
 from tests.browser.axe import serious_violations
-from tests.browser.chromium import console_errors, fingers, window
+from tests.browser.chromium import console_errors, fingers, running_browser, window
 from tests.browser.painting import Page
 from tests.integration.page.test_painting import small
 
@@ -215,3 +221,76 @@ def test_380_pixels_are_enough_to_paint_by_touch_and_to_generate(chrome: Chrome,
     assert blank.picture().shape == (192, 256, 3)
     assert blank.script(_OUTSIDE) == []
     assert blank.script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.fixture
+def touched(stack: Stack, chrome: Chrome, tmp_path: Path) -> Iterator[Page]:  # noqa: ARG001 - chrome: skips without one
+    """A blank canvas under fingers, in a browser of its own: once it has left a page it touches no other."""
+    with running_browser() as browser:
+        window(browser, width=WIDE[0], height=WIDE[1], touch=True)
+        page = Page(browser, stack.url, tmp_path)
+        page.open()
+        page.begin("Blank canvas")
+        yield page
+
+
+def pinch(page: Page) -> None:
+    """Two fingers, one after the other, that go apart about the canvas's middle."""
+    page.scroll_to_canvas()
+    x, y = page.in_window((256, 256))
+    zoom = page.at("zoom").get_attribute("textContent")
+    fingers(page.chrome, "touchStart", (x - 20, y))
+    fingers(page.chrome, "touchStart", (x - 20, y), (x + 20, y))
+    fingers(page.chrome, "touchMove", (x - 60, y), (x + 60, y))
+    page.wait(lambda: page.at("zoom").get_attribute("textContent") != zoom, "another zoom")
+    fingers(page.chrome, "touchEnd")
+    page.click("zoom-fit")
+
+
+def test_two_fingers_leave_everything_as_it_was(touched: Page) -> None:
+    before = touched.request()
+    undo = touched.at("undo").is_enabled()
+    for tool in ("brush", "rectangle", "fill"):
+        touched.tool(tool)
+        pinch(touched)
+        assert touched.request() == before, "no region is made"
+        assert touched.at("undo").is_enabled() == undo
+
+    touched.all('input[name="show"][value="picture"]')[0].click()
+    pinch(touched)
+    assert touched.all('input[name="show"]:checked')[0].get_attribute("value") == "picture"
+
+    touched.add_region("a red square")
+    touched.region_button(1, "hide").click()
+    for tool in ("brush", "rectangle", "fill"):
+        touched.tool(tool)
+        pinch(touched)
+        assert touched.all(".region .name")[0].text == "Region 1, hidden", tool
+    touched.region_button(1, "hide").click()
+    assert not touched.masks()[0].any()
+
+
+def beside_the_hint(page: Page) -> npt.NDArray[np.uint8]:
+    """The upper three quarters of what the canvas shows."""
+    pixels = page.pixels_on_canvas()
+    return pixels[: pixels.shape[0] * 3 // 4]
+
+
+def test_a_region_that_is_painted_on_is_seen_before_it_is_the_documents(blank: Page) -> None:
+    blank.tool("brush")
+    empty = beside_the_hint(blank)
+    with blank.pressed((100, 200), (400, 200)):
+        assert blank.all(".region") == []
+        during = beside_the_hint(blank)
+        assert (during != empty).any(axis=2).mean() > 0.05, "more than the brush's own mark"
+    blank.wait(lambda: len(blank.all(".region")) == 1, "the region")
+    assert np.array_equal(beside_the_hint(blank), during)
+    blank.click("undo")
+    assert blank.all(".region") == [], "a first stroke is one step"
+
+    blank.click("redo")
+    blank.region_button(1, "hide").click()
+    with blank.pressed((100, 200), (400, 200)):
+        assert np.array_equal(beside_the_hint(blank), during)
+        assert blank.all(".region .name")[0].text == "Region 1, hidden"
+    assert blank.all(".region .name")[0].text == "Region 1"

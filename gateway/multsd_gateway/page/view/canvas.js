@@ -6,11 +6,13 @@ import { Layers } from "./layers.js";
 /** @typedef {import("../core/store.js").Store} Store */
 /** @typedef {import("../core/store.js").State} State */
 /** @typedef {import("../core/masks.js").Point} Point */
+/** @typedef {import("../core/document.js").Region} Region */
 
 /**
- * What the tool in hand shows over the picture. brush: diameter in picture pixels; shape: of the rectangle or ellipse
- * that is being drawn; cross: where the keyboard is.
- * @typedef {{ at: Point | null, brush: number | null, cross: boolean,
+ * What the tool in hand shows over the picture. brush: diameter in picture pixels; cross: where the keyboard is;
+ * region: what is being painted on, even if it is hidden or not part of the document yet; shape: of the rectangle or
+ * ellipse that is being drawn.
+ * @typedef {{ at: Point | null, brush: number | null, cross: boolean, region: Region | null,
  *   shape: { kind: "rectangle" | "ellipse", from: Point, to: Point } | null }} Marks
  */
 
@@ -38,7 +40,7 @@ export class CanvasView {
     this.camera = fitted(store.state.document, { width: 1, height: 1 });
     this.fit = true; // until somebody zooms or moves
     /** @type {Marks} */
-    this.marks = { at: null, brush: null, cross: false, shape: null };
+    this.marks = { at: null, brush: null, cross: false, region: null, shape: null };
     /** @type {{ id: number, image: ImageBitmap } | null} */
     this.picture = null;
     this.onCamera = () => {};
@@ -184,10 +186,12 @@ export class CanvasView {
   #regions(overPicture) {
     const { context } = this;
     const { document: shown, selected } = this.store.state;
+    const { region: painted } = this.marks;
+    const made = painted !== null && !shown.regions.some((region) => region.id === painted.id);
     context.imageSmoothingEnabled = this.camera.scale < PIXELS_SHOW;
-    for (const region of shown.regions) {
-      if (region.hidden) continue;
-      context.globalAlpha = (overPicture ? OVER_PICTURE : 1) * (region.id === selected ? 1 : 0.75);
+    for (const region of made ? [...shown.regions, painted] : shown.regions) {
+      if (region.hidden && region.id !== painted?.id) continue;
+      context.globalAlpha = (overPicture ? OVER_PICTURE : 1) * (region.id === (painted?.id ?? selected) ? 1 : 0.75);
       context.drawImage(this.layers.of(region), 0, 0);
     }
     context.globalAlpha = 1;

@@ -7,18 +7,21 @@ import { mended } from "./notes.js";
 /** @typedef {import("../core/masks.js").Mask} Mask */
 /** @typedef {import("../core/masks.js").Point} Point */
 /** @typedef {import("../core/store.js").Store} Store */
+/** @typedef {import("../core/store.js").State} State */
 /** @typedef {import("../core/document.js").Region} Region */
 /** @typedef {import("./canvas.js").CanvasView} CanvasView */
 
-/** @typedef {{ region: Region, mask: Mask, value: 0 | 1, last: Point }} Stroke mask: being changed */
-/** @typedef {{ kind: "rectangle" | "ellipse", from: Point, to: Point, value: 0 | 1 }} Shape */
+/**
+ * Something that was begun. region: as it was then; made: for this, the document has it at the end only; mask: a copy
+ * that is painted on; to: where the tool is; show: what was shown before.
+ * @typedef {{ tool: State["tool"], region: Region, made: boolean, mask: Mask, value: 0 | 1, from: Point, to: Point,
+ *   show: State["show"] }} Work
+ */
 
-/** Paints on the selected region; points are of the picture. */
+/** Paints on the selected region; points are of the picture. The document changes only when the tool is lifted. */
 export class Strokes {
-  /** @type {Stroke | null} */
-  #stroke = null;
-  /** @type {Shape | null} */
-  #shape = null;
+  /** @type {Work | null} */
+  #work = null;
 
   /** @param {CanvasView} view @param {Store} store */
   constructor(view, store) {
@@ -28,32 +31,26 @@ export class Strokes {
 
   /** Whether something was begun that is not finished yet. */
   get open() {
-    return this.#stroke !== null || this.#shape !== null;
+    return this.#work !== null;
   }
 
   /** Whether that is a rectangle or an ellipse. */
   get shaping() {
-    return this.#shape !== null;
+    return this.#work !== null && isShape(this.#work.tool);
   }
 
   /**
-   * Put the tool down at a point; the fill is done with that.
+   * Put the tool down at a point.
    * @param {Point} at @param {{ erase?: boolean, pressure?: number }} [how] pressure: share of the brush's size
    */
   begin(at, { erase = false, pressure = 1 } = {}) {
-    const { tool } = this.store.state;
+    const { tool, show } = this.store.state;
     const value = erase || tool === "eraser" ? 0 : 1;
-    const region = this.#region();
-    if (this.store.state.show === "picture") this.store.update({ show: "both" });
-    this.store.update({ stroke: tool !== "fill" });
-    if (tool === "rectangle" || tool === "ellipse") {
-      this.#shape = { kind: tool, from: at, to: at, value };
-    } else if (tool === "fill") {
-      this.#fill(region, at, value);
-    } else {
-      this.#stroke = { region, mask: copied(region.mask), value, last: at };
-      this.go(at, { pressure });
-    }
+    const { region, made } = this.#region();
+    this.#work = { tool, region, made, mask: copied(region.mask), value, from: at, to: at, show };
+    this.view.marks.region = region;
+    this.store.update({ stroke: true, show: show === "picture" ? "both" : show });
+    if (!this.shaping) this.go(at, { pressure });
   }
 
   /**
@@ -61,92 +58,106 @@ export class Strokes {
    * @param {Point} at @param {{ pressure?: number, even?: boolean }} [how] even: a square or a circle
    */
   go(at, { pressure = 1, even = false } = {}) {
-    if (this.#stroke !== null) {
-      const { region, mask, value, last } = this.#stroke;
-      const box = paintStroke(mask, last, at, (this.store.state.brush / 2) * pressure, value);
-      this.#stroke.last = at;
+    const work = this.#work;
+    if (work === null) return;
+    const { tool, region, mask, value, from, to } = work;
+    if (isShape(tool)) {
+      work.to = even ? evenCorner(from, at) : at;
+      this.view.marks.shape = { kind: tool, from, to: work.to };
+    } else if (tool !== "fill") {
+      const box = paintStroke(mask, to, at, (this.store.state.brush / 2) * pressure, value);
+      work.to = at;
       this.view.layers.touch(region, mask, box);
-    } else if (this.#shape !== null) {
-      this.#shape.to = even ? evenCorner(this.#shape.from, at) : at;
-      this.view.marks.shape = this.#shape;
-    } else return;
+    }
     this.view.draw();
   }
 
   /** Lift the tool: what was painted becomes part of the document. */
   finish() {
-    const [stroke, shape] = [this.#stroke, this.#shape];
-    this.#putDown();
-    if (stroke !== null) {
-      this.view.layers.settle(stroke.region.id, stroke.mask);
-      this.#commit(stroke.region, stroke.mask);
+    const work = this.#work;
+    if (work === null || !this.#stands(work)) {
+      this.giveUp();
+      return;
     }
-    if (shape === null) return;
-    const region = this.#region();
-    const mask = copied(region.mask);
-    const { from, to } = shape;
-    const box = {
-      x0: Math.min(from.x, to.x),
-      y0: Math.min(from.y, to.y),
-      x1: Math.max(from.x, to.x),
-      y1: Math.max(from.y, to.y),
-    };
-    if (shape.kind === "rectangle") paintRectangle(mask, box, shape.value);
-    else paintEllipse(mask, box, shape.value);
-    this.#commit(region, mask);
+    this.#putDown();
+    if (isShape(work.tool)) paintShape(work);
+    else if (work.tool === "fill") this.#fill(work);
+    else this.view.layers.settle(work.region.id, work.mask);
+    this.#commit(work);
+    this.view.draw();
   }
 
   /** Leave everything as it was before. */
   giveUp() {
-    if (this.#stroke !== null) this.view.layers.reset(this.#stroke.region);
+    const work = this.#work;
+    if (work === null) return;
+    this.view.layers.reset(work.region);
     this.#putDown();
+    if (work.show === "picture" && this.store.state.show === "both") this.store.update({ show: "picture" });
     this.view.draw();
   }
 
   #putDown() {
-    this.#stroke = this.#shape = this.view.marks.shape = null;
-    if (this.store.state.stroke) this.store.update({ stroke: false });
+    this.#work = this.view.marks.shape = this.view.marks.region = null;
+    this.store.update({ stroke: false });
   }
 
-  /** The region that is painted on: shown, and made where there is none. @returns {Region} */
+  /** The region to paint on, made where there is none. @returns {{ region: Region, made: boolean }} */
   #region() {
     const { document, selected } = this.store.state;
     const chosen = document.regions.find((region) => region.id === selected);
-    if (chosen !== undefined && !chosen.hidden) return chosen;
-    this.store.edit((now) => (chosen ? changeRegion(now, chosen.id, { hidden: false }) : withRegion(now)));
-    const { regions } = this.store.state.document;
-    const region = regions.find((each) => each.id === chosen?.id) ?? regions[regions.length - 1];
-    this.store.update({ selected: region.id });
-    return region;
-  }
-
-  /** @param {Region} region @param {Point} at @param {0 | 1} value */
-  #fill(region, at, value) {
-    const { regions } = this.store.state.document;
-    const others = regions.filter((each) => each.id !== region.id && !each.hidden);
-    const mask = copied(region.mask);
-    floodFill(
-      mask,
-      at,
-      value,
-      others.map((each) => each.mask),
-    );
-    this.#commit(region, mask);
+    if (chosen !== undefined) return { region: chosen, made: false };
+    return { region: /** @type {Region} */ (withRegion(document).regions.at(-1)), made: true };
   }
 
   /**
-   * Given up where the region's mask was changed meanwhile, or is gone: what was painted began with another one.
-   * @param {Region} region @param {Mask} mask
+   * Whether it can be put into the document: its region is there with the mask that it began with, or has a place.
+   * @param {Work} work
    */
-  #commit(region, mask) {
-    const now = this.store.state.document.regions.find((each) => each.id === region.id);
-    if (now?.mask !== region.mask) this.view.layers.reset(region);
-    else if (mask.data.some((value, at) => value !== region.mask.data[at])) {
-      this.store.edit((document) => changeRegion(document, region.id, { mask }));
-      mended(this.store, `region-${region.id}-mask`);
-    }
-    this.view.draw();
+  #stands({ region, made, mask }) {
+    const { document } = this.store.state;
+    const now = document.regions.find((each) => each.id === region.id);
+    if (!made) return now?.mask === region.mask;
+    return now === undefined && document.width === mask.width && document.height === mask.height;
   }
+
+  /** @param {Work} work */
+  #fill({ region, mask, from, value }) {
+    const { regions } = this.store.state.document;
+    const others = regions.filter((each) => each.id !== region.id && !each.hidden);
+    floodFill(
+      mask,
+      from,
+      value,
+      others.map((each) => each.mask),
+    );
+  }
+
+  /** What is painted on is shown from then on; a region of nothing is not made. @param {Work} work */
+  #commit({ region, made, mask }) {
+    const painted = mask.data.some((value, at) => value !== region.mask.data[at]);
+    if (painted && made) this.store.edit((document) => withRegion(document, { ...region, mask }));
+    else if (painted) this.store.edit((document) => changeRegion(document, region.id, { hidden: false, mask }));
+    else if (region.hidden) this.store.edit((document) => changeRegion(document, region.id, { hidden: false }));
+    if (painted) mended(this.store, `region-${region.id}-mask`);
+  }
+}
+
+/** @param {State["tool"]} tool @returns {tool is "rectangle" | "ellipse"} */
+function isShape(tool) {
+  return tool === "rectangle" || tool === "ellipse";
+}
+
+/** @param {Work} work whose mask is changed */
+function paintShape({ tool, mask, from, to, value }) {
+  const box = {
+    x0: Math.min(from.x, to.x),
+    y0: Math.min(from.y, to.y),
+    x1: Math.max(from.x, to.x),
+    y1: Math.max(from.y, to.y),
+  };
+  if (tool === "rectangle") paintRectangle(mask, box, value);
+  else paintEllipse(mask, box, value);
 }
 
 /**
