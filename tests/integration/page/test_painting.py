@@ -227,6 +227,67 @@ def test_a_warning_stands_beside_its_region(page: Page) -> None:
     assert "empty" in card.find_element("css selector", ".note:not([hidden])").text
 
 
+def import_while_it_is_painted(page: Page) -> None:
+    """Generate, and have another document by the time the server has answered."""
+    page.script(
+        """
+        const ask = window.fetch;
+        window.fetch = async (address, options) => {
+          const reply = await ask(address, options);
+          if (String(address).includes("/stream")) await new Promise((go) => { window.goOn = go; });
+          return reply;
+        };
+        """
+    )
+    page.click("generate")
+    page.wait(lambda: page.script("return window.goOn !== undefined"), "the server's answer")
+    page.use_json({"bg_prompt": "white background", "fg_prompt": ["a blue cross"], "masks": [{"box": [0, 0, 64, 64]}]})
+    page.script("window.goOn()")
+    page.wait_until_idle()
+
+
+def notes(page: Page) -> list[str]:
+    """All remarks that are shown beside fields, and above the button."""
+    return [note.text for note in page.all(".note") if note.text]
+
+
+def test_a_warning_of_a_document_is_not_said_of_the_next(blank: Page) -> None:
+    small(blank)
+    blank.add_region("a black cross")
+    import_while_it_is_painted(blank)
+
+    assert len(blank.all("#strip button")) == 1
+    assert notes(blank) == []
+    assert blank.request()["fg_prompt"] == ["a blue cross"]
+    blank.click("use-again")
+    blank.wait(lambda: any("empty" in note for note in notes(blank)), "the warning, where it belongs")
+
+
+def test_an_error_of_a_document_is_not_said_of_the_next(page: Page) -> None:
+    small(page)
+    page.write("ddim_steps", "100000")
+    import_while_it_is_painted(page)
+
+    told = "The document of before was not painted: ddim_steps: expected 1 to 200, found 100000."
+    assert page.at("message").text == told
+    assert page.note("ddim_steps") == ""
+    assert page.all("[aria-invalid='true']") == []
+
+
+def test_no_two_regions_of_a_visit_have_the_same_number(page: Page) -> None:
+    def numbers() -> set[str]:
+        return {str(card.get_attribute("data-region")) for card in page.all(".region")}
+
+    seen: set[str] = set()
+    for preset in ("Heart", "Blue and red", "Star and moon"):
+        page.begin(preset)
+        assert not numbers() & seen
+        seen |= numbers()
+    page.region_button(2, "delete").click()
+    page.add_region("x")
+    assert len(seen | numbers()) == 6
+
+
 def test_every_tool_changes_the_mask_as_it_should(blank: Page) -> None:
     blank.add_region("x")
     blank.tool("rectangle")

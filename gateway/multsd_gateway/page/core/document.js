@@ -40,9 +40,15 @@ export function emptyDocument(width, height) {
   return { width, height, prompt: "", negative: "", regions: [], settings: { ...settings, output_format: "png" } };
 }
 
-/** @param {readonly Region[]} regions the number that no region has had yet */
-export function nextId(regions) {
-  return 1 + Math.max(0, ...regions.map((region) => region.id));
+let lastId = 0;
+
+/**
+ * A number that no region has had since the page was loaded, in whatever document: what is said of a region that is
+ * gone would be taken for another one's. @param {readonly Region[]} regions which may be of an earlier load
+ */
+function nextId(regions) {
+  lastId = 1 + Math.max(lastId, ...regions.map((region) => region.id));
+  return lastId;
 }
 
 /** The colour that the fewest regions have. @param {readonly Region[]} regions */

@@ -21,6 +21,7 @@ import { NO_HISTORY, afterEdit, redone, undone } from "./undo.js";
 /**
  * @typedef {{
  *   document: Document,
+ *   begun: number,
  *   history: import("./undo.js").History,
  *   selected: number | null,
  *   tool: "brush" | "eraser" | "rectangle" | "ellipse" | "fill" | "pan",
@@ -38,9 +39,10 @@ import { NO_HISTORY, afterEdit, redone, undone } from "./undo.js";
  *   refused: readonly Note[],
  *   message: { kind: "error" | "note", text: string, lost?: boolean } | null,
  *   saved: "yes" | "no" | "impossible",
- * }} State selected: a region's id; brush: diameter in pixels; stroke: whether a tool is down; shown: a result's id;
- *   errors, warnings and refused are by the page's own names, see `request.js`; refused: fields whose text this page
- *   itself refuses, until it is another; lost: the message is of a connection that was lost
+ * }} State begun: how many documents took another one's place; selected: a region's id; brush: diameter in pixels;
+ *   stroke: whether a tool is down; shown: a result's id; errors, warnings and refused are by the page's own names, see
+ *   `request.js`; refused: fields whose text this page itself refuses, until it is another; lost: the message is of a
+ *   connection that was lost
  */
 
 /** State, and who is told of it. */
@@ -54,6 +56,7 @@ export class Store {
   constructor(document) {
     this.#state = {
       document,
+      begun: 0,
       history: NO_HISTORY,
       selected: null,
       tool: "brush",
@@ -104,6 +107,16 @@ export class Store {
     const after = change(document);
     if (after === document) return;
     this.#show(after, afterEdit(history, document, merge));
+  }
+
+  /**
+   * Begin with a document of somewhere else, so that it can be undone: nothing that was said of the one before holds.
+   * @param {Document} document @param {Partial<State>} [change] what else is another now
+   */
+  begin(document, change = {}) {
+    this.edit(() => document);
+    const said = { errors: [], warnings: [], refused: [], message: null };
+    this.update({ begun: this.#state.begun + 1, selected: document.regions[0]?.id ?? null, ...said, ...change });
   }
 
   undo() {

@@ -5,7 +5,6 @@ import { requestInPicture } from "../core/pictures.js";
 import { documentOf, leftOut, requestBody } from "../core/request.js";
 import { address, token } from "../server/api.js";
 import { element, setText } from "./dom.js";
-import { nothingSaid } from "./notes.js";
 import { press } from "./toolbar.js";
 
 /** @typedef {import("../core/store.js").Store} Store */
@@ -76,8 +75,7 @@ async function use(store, blob) {
       ...{ maxImagePixels: max_image_pixels ?? DEFAULT_PIXELS, maxPoints: max_polygon_points },
     };
     const document = await documentOf(body, canvas);
-    store.edit(() => document);
-    store.update({ selected: document.regions[0]?.id ?? null, shown: null, ...nothingSaid });
+    store.begin(document, { shown: null });
     const names = leftOut(body);
     const text = `Left out, since the page has no field for it: ${names.join(", ")}.`;
     if (names.length > 0) store.update({ message: { kind: "note", text } });

@@ -22,9 +22,6 @@ export function notes(store) {
   });
 }
 
-/** What a document of somewhere else begins with: nothing that was said about the one before. */
-export const nothingSaid = { errors: [], warnings: [], refused: [], message: null };
-
 /** Let go of the notes of a field that is being mended. @param {Store} store @param {string} field */
 export function mended(store, field) {
   const { errors, warnings } = store.state;

@@ -2,7 +2,6 @@
 
 import { presetsFor } from "../core/presets.js";
 import { element, make } from "./dom.js";
-import { nothingSaid } from "./notes.js";
 
 /** @typedef {import("../core/store.js").Store} Store */
 /** @typedef {import("../core/document.js").Document} Document */
@@ -14,7 +13,7 @@ export function presets(store, untouched) {
     const { limits } = store.state;
     const chosen = limits && presetsFor(limits).find((preset) => preset.name === choice.value);
     choice.value = "";
-    if (limits && chosen) begin(store, chosen.make(limits));
+    if (limits && chosen) store.begin(chosen.make(limits), { show: "both", shown: null });
   });
   store.subscribe((state, before) => {
     const { limits } = state;
@@ -24,17 +23,11 @@ export function presets(store, untouched) {
       choice.options[0],
       ...offered.map(({ name }) => make("option", { value: name, textContent: name })),
     );
-    if (untouched()) queueMicrotask(() => store.update({ ...fresh(offered[0].make(limits)) }));
+    if (untouched()) queueMicrotask(() => show(store, offered[0].make(limits)));
   });
 }
 
-/** @param {Store} store @param {Document} document */
-function begin(store, document) {
-  store.edit(() => document);
-  store.update({ ...fresh(store.state.document), show: "both", shown: null, ...nothingSaid });
-}
-
-/** @param {Document} document */
-function fresh(document) {
-  return { document, selected: document.regions[0]?.id ?? null };
+/** Without a step to undo. @param {Store} store @param {Document} document */
+function show(store, document) {
+  store.update({ document, selected: document.regions[0]?.id ?? null });
 }

@@ -15,9 +15,8 @@ export function results(store, forget) {
     if (result === undefined) return;
     const { width, height } = store.state.document;
     const document = await documentOf(result.body, { width, height, maxPixels: Infinity });
-    store.edit(() => document);
     const ids = document.regions.map((region) => region.id);
-    store.update({ selected: ids[0] ?? null, errors: [], refused: [], warnings: pageNotes(result.warnings, ids) });
+    store.begin(document, { warnings: pageNotes(result.warnings, ids) });
   });
   press("forget", async () => {
     const result = shown(store);

@@ -12,6 +12,8 @@ import { press } from "./toolbar.js";
 /** @typedef {import("../core/store.js").Store} Store */
 /** @typedef {import("../core/store.js").Result} Result */
 /** @typedef {import("../core/store.js").Run} Run */
+/** @typedef {import("../core/request.js").Note} Note */
+/** @typedef {(notes: Note[]) => Note[] | null} Placed notes by the page's names, null where they have no place there */
 
 const PREVIEWS = 20; // of a picture, at most
 const MAX_PICTURES = 24; // in the history
@@ -68,7 +70,7 @@ export function runs(store, keep, forget) {
  * @param {(id: number) => Promise<void>} forget
  */
 async function run(store, signal, keep, forget) {
-  const { document, limits } = store.state;
+  const { document, limits, begun } = store.state;
   const { width, height } = document;
   const ids = painted(document).map((region) => region.id);
   const steps = Number(document.settings.ddim_steps || limits?.defaults.ddim_steps);
@@ -79,7 +81,10 @@ async function run(store, signal, keep, forget) {
   };
   // Whoever starts a picture wants to see it; what is chosen from then on stays chosen.
   const show = store.state.show === "regions" ? "both" : store.state.show;
-  const began = performance.now();
+  const start = performance.now();
+  // What is said of a document does not hold for another one that took its place meanwhile.
+  /** @type {Placed} */
+  const placed = (notes) => (store.state.begun === begun ? pageNotes(notes, ids) : null);
   store.update({
     run: { phase: "sending", position: null, step: 0, steps: 0, width, height },
     show,
@@ -91,9 +96,10 @@ async function run(store, signal, keep, forget) {
     const reply = await paint(body, (event) => follow(store, event), signal);
     const undisturbed = store.state.show === show && store.state.document.regions === document.regions;
     const next = undisturbed && !store.state.stroke ? "picture" : store.state.show;
-    await finish(store, body, reply, { ids, seconds: (performance.now() - began) / 1000, show: next, keep, forget });
+    const seconds = (performance.now() - start) / 1000;
+    await finish(store, body, reply, { placed, seconds, show: next, keep, forget });
   } catch (error) {
-    explain(store, error, ids, signal.aborted);
+    explain(store, error, placed, signal.aborted);
   } finally {
     store.state.preview?.close();
     store.update({ run: null, preview: null });
@@ -135,17 +141,17 @@ async function showPreview(store, blob) {
 
 /**
  * @param {Store} store @param {Record<string, any>} body @param {Record<string, any>} reply
- * @param {{ ids: number[], seconds: number, show: "regions" | "both" | "picture",
+ * @param {{ placed: Placed, seconds: number, show: "regions" | "both" | "picture",
  *   keep: (result: Result) => Promise<void>, forget: (id: number) => Promise<void> }} more show: from now on
  */
-async function finish(store, { preview_every: _, ...body }, reply, { ids, seconds, show, keep, forget }) {
+async function finish(store, { preview_every: _, ...body }, reply, { placed, seconds, show, keep, forget }) {
   const blob = base64Blob(reply.image, reply.media_type);
   const { warnings } = reply;
   const id = Math.max(Date.now(), ...store.state.results.map((result) => result.id + 1)); // apart from other windows'
   const result = { id, blob, url: URL.createObjectURL(blob), body: { ...body, seed: reply.seed }, warnings };
   const dropped = store.state.results.slice(0, Math.max(0, store.state.results.length + 1 - MAX_PICTURES));
   const results = [...store.state.results.slice(dropped.length), result];
-  store.update({ results, shown: id, warnings: pageNotes(warnings, ids), show });
+  store.update({ results, shown: id, warnings: placed(warnings) ?? store.state.warnings, show });
   const noted = warnings.length > 0 ? `, with ${warnings.length} warnings` : "";
   announce(`The picture is ready after ${seconds.toFixed(0)} seconds${noted}`);
   await keep(result);
@@ -155,15 +161,16 @@ async function finish(store, { preview_every: _, ...body }, reply, { ids, second
   }
 }
 
-/** @param {Store} store @param {unknown} error @param {number[]} ids @param {boolean} cancelled */
-function explain(store, error, ids, cancelled) {
+/** @param {Store} store @param {unknown} error @param {Placed} placed @param {boolean} cancelled */
+function explain(store, error, placed, cancelled) {
   if (cancelled) {
     store.update({ message: { kind: "note", text: "Cancelled." } });
   } else if (error instanceof ServerError) {
-    const errors = pageNotes(error.errors, ids);
+    const errors = placed(error.errors);
     const wait = error.retryAfter === null ? "" : ` Try again in ${error.retryAfter} s.`;
-    const text = errors.length > 0 ? null : `${sentence(error.message)}${wait}`;
-    store.update({ errors, message: text === null ? null : { kind: "error", text } });
+    const fault = errors === null ? `the document of before was not painted: ${error.message}` : error.message;
+    const text = errors !== null && errors.length > 0 ? null : `${sentence(fault)}${wait}`;
+    store.update({ errors: errors ?? store.state.errors, message: text === null ? null : { kind: "error", text } });
     if (error.status === 401) store.update({ connection: "token" });
   } else if (error instanceof ConnectionError) {
     store.update({ connection: "lost", message: { kind: "error", text: sentence(error.message), lost: true } });
