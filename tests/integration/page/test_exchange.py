@@ -60,6 +60,34 @@ def test_two_tabs_do_not_overwrite_each_others_work(page: Page) -> None:
     assert page.request()["bg_prompt"] == "of the first tab"
 
 
+def test_a_duplicated_tab_goes_on_with_a_copy_of_the_work(page: Page) -> None:
+    page.write("prompt", "of the first tab")
+    page.wait_until_kept()
+    name = "return sessionStorage.getItem('multsd-tab')"
+    first, named = page.chrome.current_window_handle, page.script(name)
+    page.script("window.open('/')")  # has a copy of this tab's own store, as a duplicate of the tab has
+    page.chrome.switch_to.window(page.chrome.window_handles[-1])
+    second = page.chrome.current_window_handle
+    try:
+        page.wait_until_ready()
+        assert page.request()["bg_prompt"] == "of the first tab"
+        page.wait(lambda: page.script(name) != named, "a name of its own")
+        page.chrome.switch_to.window(first)
+        page.write("prompt", "of the first tab, later")
+        page.wait_until_kept()
+        page.chrome.switch_to.window(second)
+        page.load()
+        assert page.request()["bg_prompt"] == "of the first tab", "though nothing was changed here"
+        page.write("prompt", "of the second tab")
+        page.wait_until_kept()
+    finally:
+        page.chrome.close()
+        page.chrome.switch_to.window(first)
+    page.load()
+    assert page.request()["bg_prompt"] == "of the first tab, later"
+    assert page.script(name) == named, "a reload changes no name"
+
+
 def test_a_request_that_is_imported_is_exported_the_same(blank: Page) -> None:
     mask = {"size": [128, 192], "counts": [1000, 500, 23076]}
     body = {

@@ -2,6 +2,7 @@
 
 import { emptyDocument } from "../core/document.js";
 import { maskOfRuns, runLengths } from "../core/masks.js";
+import { Tab } from "./tab.js";
 
 /** @typedef {import("../core/document.js").Document} Document */
 /** @typedef {import("../core/store.js").Result} Result */
@@ -10,7 +11,6 @@ const NAME = "multsd";
 const VERSION = 1;
 const WORK = "work";
 const PICTURES = "pictures";
-const TAB = "multsd-tab";
 const MAX_WORKS = 8; // of tabs, by now closed or not
 
 /** @template T @param {IDBRequest<T>} request @returns {Promise<T>} */
@@ -21,18 +21,12 @@ function answer(request) {
   });
 }
 
-/** The name of this tab, the same after a reload. @returns {string} */
-function thisTab() {
-  const name = sessionStorage.getItem(TAB) ?? Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-");
-  sessionStorage.setItem(TAB, name);
-  return name;
-}
-
 /** One browser's saved work: each tab keeps its own, and a new tab begins with what was kept last. */
 export class Saved {
   /** @param {IDBDatabase} database */
   constructor(database) {
     this.database = database;
+    this.tab = new Tab((name) => this.#copyWork(name));
   }
 
   /** Throws where the browser keeps nothing, such as in some private windows. @returns {Promise<Saved>} */
@@ -54,12 +48,18 @@ export class Saved {
   async keep(document, selected) {
     const regions = document.regions.map(({ mask, ...region }) => ({ ...region, runs: runLengths(mask) }));
     const kept = { ...document, regions, selected, time: Date.now() };
-    await answer(this.#store(WORK, "readwrite").put(kept, thisTab()));
+    await answer(this.#store(WORK, "readwrite").put(kept, this.tab.name));
+  }
+
+  /** @param {string} name of a tab that goes on with this one's */
+  async #copyWork(name) {
+    const work = await answer(this.#store(WORK, "readonly").get(this.tab.name));
+    if (work !== undefined) await answer(this.#store(WORK, "readwrite").put(work, name));
   }
 
   /** What this tab kept, else what was kept last; what is older than the last few is dropped. */
   async #kept() {
-    const own = await answer(this.#store(WORK, "readonly").get(thisTab()));
+    const own = await answer(this.#store(WORK, "readonly").get(this.tab.name));
     const [names, works] = await Promise.all([
       answer(this.#store(WORK, "readonly").getAllKeys()),
       answer(this.#store(WORK, "readonly").getAll()),
@@ -68,7 +68,7 @@ export class Saved {
       .map((work, i) => ({ name: names[i], work }))
       .sort((a, b) => (b.work.time ?? 0) - (a.work.time ?? 0)); // a page of before kept no time
     for (const { name } of latest.slice(MAX_WORKS)) {
-      if (name !== thisTab()) await answer(this.#store(WORK, "readwrite").delete(name));
+      if (name !== this.tab.name) await answer(this.#store(WORK, "readwrite").delete(name));
     }
     return own ?? latest[0]?.work;
   }
