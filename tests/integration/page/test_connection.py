@@ -68,6 +68,21 @@ def test_a_token_is_asked_for_and_one_that_is_unknown_refused(guarded: tuple[Pag
     assert TOKEN not in command
 
 
+def test_an_error_has_the_focus_though_a_token_was_refused_before(guarded: tuple[Page, Child]) -> None:
+    page, _ = guarded
+    page.wait(lambda: page.at("token-form").is_displayed(), "the field for the token")
+    give(page, "another-token-of-enough")
+    page.wait(lambda: page.at("token-note").text == "The server does not know this token.", "the refusal")
+    give(page, TOKEN)
+    page.wait(lambda: page.all(".region"), "the preset")
+    assert page.at("token").get_attribute("aria-invalid") == "false"
+
+    page.write("ddim_steps", "100000")
+    page.script("document.getElementById('token').setAttribute('aria-invalid', 'true')")
+    page.generate()
+    assert page.chrome.switch_to.active_element.get_attribute("id") == "ddim_steps", "what is hidden is no fault"
+
+
 def test_a_connection_that_is_lost_mid_way_is_told_and_the_work_kept(guarded: tuple[Page, Child]) -> None:
     page, child = guarded
     page.wait(lambda: page.at("token-form").is_displayed(), "the field for the token")

@@ -91,9 +91,9 @@ function tokenField(store, ask) {
   store.subscribe((state, before) => {
     if (state.connection === before?.connection) return;
     setShown("token-form", state.connection === "token");
-    if (state.connection !== "token") return;
-    refuse(token() === null ? "" : UNKNOWN);
-    field.focus();
+    const asked = state.connection === "token";
+    refuse(asked && token() !== null ? UNKNOWN : "");
+    if (asked) field.focus();
   });
 }
 

@@ -30,12 +30,17 @@ export function mended(store, field) {
   store.update({ errors: errors.filter(others), warnings: warnings.filter(others) });
 }
 
-/** Bring the first field at fault into view and under the hands. */
+/** Bring the first field at fault that is shown into view and under the hands. */
 export function focusFirstError() {
-  const field = document.querySelector("[aria-invalid='true']") ?? document.querySelector(".note.error:not([hidden])");
+  const field = firstShown("[aria-invalid='true']") ?? firstShown(".note.error");
   if (!(field instanceof HTMLElement)) return;
   if (field.hasAttribute("aria-invalid")) field.focus();
   field.scrollIntoView({ block: "nearest" });
+}
+
+/** @param {string} selector */
+function firstShown(selector) {
+  return [...document.querySelectorAll(selector)].find((element) => element.getClientRects().length > 0);
 }
 
 /**
