@@ -173,12 +173,30 @@ def test_a_seed_of_64_bits_keeps_its_digits(blank: Page) -> None:
     assert blank.request()["seed"] == "18446744073709551615"
 
 
+def test_raw_line_breaks_in_strings_are_read_as_the_server_reads_them(blank: Page, gateway: httpx.Client) -> None:
+    prompts = '"bg_prompt": "white\nbackground,\tsaid \\"so\\"\n\\\\", \n"fg_prompt": ["a\nb"]'
+    text = f'{{\n\t{prompts}, "masks": [{{"box": [0, 0, 9, 9]}}]}}'
+    with pytest.raises(json.JSONDecodeError, match="control character"):
+        json.loads(text)
+    short = text.replace("{", '{"ddim_steps": 1, "width": 64, "height": 64, ', 1)
+    assert gateway.post("multsd", content=short, headers={"Content-Type": "application/json"}).status_code == 200
+    blank.click("open-import")
+    blank.script("document.getElementById('import-text').value = arguments[0]", text)
+    blank.click("import-use")
+    blank.wait(lambda: not blank.at("import").is_displayed(), "the import")
+
+    body = blank.request()
+    assert body["bg_prompt"] == 'white\nbackground,\tsaid "so"\n\\'
+    assert body["fg_prompt"] == ["a\nb"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("nothing", "This is neither JSON nor a picture."),
         ('{"bg_prompt": "x", "fg_prompt": ["y"]}', "masks: expected 1 (one per fg_prompt), found 0"),
         ('{"bg_prompt": 1}', "bg_prompt: expected a string"),
+        (json.dumps({"fg_prompt": ["x"] * 33}), "fg_prompt: expected at most 32 prompts, found 33"),
         ('{"bg_prompt": "x", "output_format": "gif"}', 'output_format: expected jpeg, png, webp, found "gif"'),
         ('{"bg_prompt": "x", "output_format": ["png"]}', 'output_format: expected jpeg, png, webp, found ["png"]'),
         ('{"bg_prompt": "x", "width": 100000, "height": 100000}', "expected width x height of at most 4194304 pixels"),

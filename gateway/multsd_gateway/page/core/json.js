@@ -5,9 +5,22 @@ import { FORMATS } from "./document.js";
 /** A seed may be larger than the numbers of JavaScript hold exactly; it is read as the text that it is. */
 const LONG_SEED = /(?<!\\)("seed"\s*:\s*)(\d{16,20})(?=\s*[,}])/g;
 
-/** Throws a SyntaxError. @param {string} text @returns {any} */
+/**
+ * Raw line breaks inside strings are allowed, as in the API. Throws a SyntaxError.
+ * @param {string} text @returns {any}
+ */
 export function parseJson(text) {
-  return JSON.parse(text.replace(LONG_SEED, '$1"$2"'));
+  return JSON.parse(withoutRawControls(text).replace(LONG_SEED, '$1"$2"'));
+}
+
+/** Control characters inside strings as JSON's own escapes. @param {string} text */
+function withoutRawControls(text) {
+  let inside = false;
+  return text.replace(/\\[^]|["\0-\x1f]/g, (found) => {
+    if (found === '"') inside = !inside;
+    const raw = inside && found < " ";
+    return raw ? `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}` : found;
+  });
 }
 
 /** Indented, with lists of numbers on one line. @param {unknown} value */

@@ -45,11 +45,12 @@ function jsonValue(text) {
 /**
  * The document that a body describes. Throws an Error that says which field is at fault.
  * @param {Body} body
- * @param {{ width: number, height: number, maxPixels: number, maxImagePixels?: number, maxPoints?: number }} canvas
- *   where the body has no size, the most that a canvas may hold, and the bounds of its masks
+ * @param {{ width: number, height: number, maxPixels: number, maxRegions?: number, maxImagePixels?: number,
+ *   maxPoints?: number }} canvas its size where the body has none, the most that it may hold, and the bounds of masks
  * @returns {Promise<Document>}
  */
-export async function documentOf(body, { width, height, maxPixels, maxImagePixels = Infinity, maxPoints = Infinity }) {
+export async function documentOf(body, { width, height, maxPixels, maxRegions = Infinity, ...bounds }) {
+  const { maxImagePixels = Infinity, maxPoints = Infinity } = bounds;
   if (typeof body !== "object" || body === null || Array.isArray(body)) throw new Error("expected a JSON object");
   const size = { width: readSide(body, "width", width), height: readSide(body, "height", height) };
   if (size.width * size.height > maxPixels) {
@@ -57,6 +58,9 @@ export async function documentOf(body, { width, height, maxPixels, maxImagePixel
   }
   checkFormat(body.output_format ?? FORMATS[0]);
   const prompts = readTexts(body, "fg_prompt");
+  if (prompts.length > maxRegions) {
+    throw new Error(`fg_prompt: expected at most ${maxRegions} prompts, found ${prompts.length}`);
+  }
   const negatives = readTexts(body, "fg_nprompt");
   const masks = Array.isArray(body.masks) ? body.masks : [];
   if (masks.length !== prompts.length) {

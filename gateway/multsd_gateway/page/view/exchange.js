@@ -12,6 +12,7 @@ import { press } from "./toolbar.js";
 // As long as the server has not told its own.
 const DEFAULT_SIZE = { width: 512, height: 512 };
 const DEFAULT_PIXELS = 4 * 1024 * 1024;
+const DEFAULT_REGIONS = 32;
 
 /** @param {Store} store */
 export function exchange(store) {
@@ -69,9 +70,9 @@ async function use(store, blob) {
     const body = blob.type.startsWith("image/") ? await requestInPicture(blob) : parseJson(await blob.text());
     const told = store.state.limits;
     const { width, height } = told?.defaults ?? DEFAULT_SIZE;
-    const { max_pixels, max_image_pixels, max_polygon_points } = told?.limits ?? {};
+    const { max_pixels, max_regions, max_image_pixels, max_polygon_points } = told?.limits ?? {};
     const canvas = {
-      ...{ width, height, maxPixels: max_pixels ?? DEFAULT_PIXELS },
+      ...{ width, height, maxPixels: max_pixels ?? DEFAULT_PIXELS, maxRegions: max_regions ?? DEFAULT_REGIONS },
       ...{ maxImagePixels: max_image_pixels ?? DEFAULT_PIXELS, maxPoints: max_polygon_points },
     };
     const document = await documentOf(body, canvas);
