@@ -33,6 +33,7 @@ NETWORK_SOURCES = (
     "audit.py",
     "contract.py",
     "data/trt_supported_ops.json",
+    "lora_file.py",
     "lora_fusion.py",
     "modules.py",
     "networks.py",

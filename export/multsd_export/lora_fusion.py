@@ -1,5 +1,8 @@
-"""Fuse LoRAs into a network's weights: diffusers reads and loads them, peft merges them."""
+"""Fuse LoRAs into a network's weights: diffusers names and loads their tensors, peft merges them."""
 
+import hashlib
+import warnings
+from collections import Counter
 from typing import Any
 
 import torch
@@ -8,6 +11,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.loaders.lora_base import fuse_text_encoder_lora
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
@@ -15,20 +19,23 @@ from multsd_export.checkpoint import Checkpoint
 from multsd_export.errors import CheckpointError
 from multsd_export.families import Family
 from multsd_export.lora import Lora
+from multsd_export.lora_file import Tensors, read_lora_file
 
-Tensors = dict[str, torch.Tensor]
+# What the libraries raise of a file that does not fit
+MISFITS = (RuntimeError, ValueError, LookupError, RuntimeWarning, SafetensorError)
 
 
 def fuse_loras(model: Any, checkpoint: Checkpoint, component: str) -> None:
     """Add every LoRA's part for this component to the model's float32 weights, in place.
 
     Raises:
-        CheckpointError: a LoRA names layers that the checkpoint does not have, or of other sizes.
+        CheckpointError: a LoRA names layers that the checkpoint does not have, or of other sizes, or has tensors of
+            which nothing takes notice.
     """
     for lora in checkpoint.loras:
         try:
             _fuse(model, checkpoint, component, lora)
-        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        except MISFITS as error:
             if isinstance(error, CheckpointError):
                 raise
             reason = " ".join(str(error).split())[:300]
@@ -38,23 +45,31 @@ def fuse_loras(model: Any, checkpoint: Checkpoint, component: str) -> None:
 def _fuse(model: Any, checkpoint: Checkpoint, component: str, lora: Lora) -> None:
     mixin = StableDiffusionXLLoraLoaderMixin if checkpoint.family is Family.SDXL else StableDiffusionLoraLoaderMixin
     unet_config = FrozenDict(UNet2DConditionModel.load_config(checkpoint.path / "unet", local_files_only=True))
-    weights, alphas, metadata = mixin.lora_state_dict(
-        str(lora.path),
-        unet_config=unet_config,  # block numbers of other trainers are mapped by it
-        use_safetensors=True,
-        local_files_only=True,
-        return_lora_metadata=True,
-    )
+    file = read_lora_file(lora.path)
+    # block numbers of other trainers are mapped by unet_config
+    weights, _ = mixin.lora_state_dict(dict(file.tensors), unet_config=unet_config)
     _check_components(weights, checkpoint, lora)
+    if len(weights) != len(file.tensors):
+        raise CheckpointError(
+            f"lora: {lora.path.name} has {len(file.tensors)} tensors, of which diffusers takes {len(weights)}; "
+            "expected every layer once, in names of one kind."
+        )
     own = {name: tensor for name, tensor in weights.items() if name.startswith(f"{component}.")}
     if not own:
         return
-    options = {"network_alphas": alphas, "metadata": metadata}
-    if component == "unet":
-        mixin.load_lora_into_unet(own, unet=model, **options)
-    else:
-        mixin.load_lora_into_text_encoder(own, text_encoder=model, prefix=component, **options)
+    options = {"network_alphas": None, "metadata": file.config}
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "error", message=r"The following \w+_pattern keys did not match", category=RuntimeWarning
+        )
+        if component == "unet":
+            mixin.load_lora_into_unet(own, unet=model, **options)
+        else:
+            mixin.load_lora_into_text_encoder(own, text_encoder=model, prefix=component, **options)
     _check_every_layer_is_loaded(model, own, component, lora)
+    _check_every_tensor_is_loaded(model, own, lora)
+    if file.config is None:
+        _check_strengths(model, component, lora)
     if component == "unet":
         model.fuse_lora(lora_scale=lora.scale)
     else:
@@ -79,3 +94,26 @@ def _check_every_layer_is_loaded(model: Any, own: Tensors, component: str, lora:
         raise CheckpointError(
             f"lora: {lora.path.name} changes {named} layers of {component}, of which the checkpoint has {loaded}."
         )
+
+
+def _check_every_tensor_is_loaded(model: Any, own: Tensors, lora: Lora) -> None:
+    """Each tensor of the file is in one adapter, and nothing else is; told by their values, since names change."""
+    wanted = {name: _fingerprint(value) for name, value in own.items()}
+    loaded = Counter(_fingerprint(value) for name, value in model.named_parameters() if ".lora_" in name)
+    missing = Counter(wanted.values()) - loaded
+    left_out = [name for name, fingerprint in wanted.items() if fingerprint in missing]
+    if left_out:
+        raise CheckpointError(f"lora: {lora.path.name} has {left_out[0]}, which no layer takes.")
+    if loaded - Counter(wanted.values()):
+        raise CheckpointError(f"lora: {lora.path.name} lacks tensors of layers that its configuration names.")
+
+
+def _fingerprint(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().numpy().tobytes()).hexdigest()
+
+
+def _check_strengths(model: Any, component: str, lora: Lora) -> None:
+    """Alphas are in the matrices, so every layer counts once."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and set(module.scaling.values()) != {1.0}:
+            raise CheckpointError(f"lora: {lora.path.name}: how strongly {component}.{name} counts cannot be told.")

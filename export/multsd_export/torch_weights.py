@@ -26,7 +26,7 @@ from multsd_export.folders import replacing_folder
 from multsd_export.networks import DTYPES, Inputs, Network
 
 WEIGHTS_FOLDER = "weights"
-SOURCES = ("lora_fusion.py", "modules.py", "networks.py", "torch_weights.py")
+SOURCES = ("lora_file.py", "lora_fusion.py", "modules.py", "networks.py", "torch_weights.py")
 DATA_TYPES = {torch.float32: model_config_pb2.TYPE_FP32, torch.int32: model_config_pb2.TYPE_INT32}
 
 

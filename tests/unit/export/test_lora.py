@@ -1,5 +1,8 @@
 """LoRAs are fused into the weights, and what would be left out without a word is refused."""
 
+import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,10 +115,131 @@ def test_second_text_encoders_take_their_own_part(small_checkpoints: Path, tmp_p
     assert not changes(weights(plain, "text_encoder"), weights(fused, "text_encoder"))
 
 
+def kohya(prefix: str) -> Callable[[str], tuple[str, str, str]]:
+    """A layer's names: its two matrices and its alpha."""
+
+    def names(layer: str) -> tuple[str, str, str]:
+        stem = f"{prefix}_{layer.replace('.', '_')}"
+        return f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
+
+    return names
+
+
+def diffusers_names(component: str, down: str, up: str) -> Callable[[str], tuple[str, str, str]]:
+    return lambda layer: tuple(f"{component}.{layer}.{part}" for part in (down, up, "alpha"))  # type: ignore[return-value]
+
+
+LAYERS = re.compile(
+    r"model\.(?P<layer>.*(to_[qkv]|to_out\.0|ff\.net\.2|proj_in|conv1|[qkv]_proj|out_proj|fc[12]))\.weight"
+)
+
+
+@pytest.mark.parametrize(
+    ("structure", "component", "names"),
+    [
+        ("sd1", "unet", kohya("lora_unet")),
+        ("sd1", "unet", diffusers_names("unet", "lora_A.weight", "lora_B.weight")),
+        ("sd1", "unet", diffusers_names("unet", "lora.down.weight", "lora.up.weight")),
+        ("sd1", "text_encoder", kohya("lora_te")),
+        ("sd1", "text_encoder", diffusers_names("text_encoder", "lora_A.weight", "lora_B.weight")),
+        ("sdxl", "unet", kohya("lora_unet")),
+        ("sdxl", "unet", diffusers_names("unet", "lora_A.weight", "lora_B.weight")),
+        ("sdxl", "text_encoder", kohya("lora_te1")),
+        ("sdxl", "text_encoder_2", kohya("lora_te2")),
+        ("sdxl", "text_encoder_2", diffusers_names("text_encoder_2", "lora_A.weight", "lora_B.weight")),
+        (
+            "sdxl",
+            "text_encoder_2",
+            diffusers_names("text_encoder_2", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+        ),
+    ],
+)
+def test_every_layer_is_as_strong_as_its_own_alpha_and_rank_say(
+    small_checkpoints: Path, tmp_path: Path, structure: str, component: str, names: Any
+) -> None:
+    """Ranks of 1 to 3, alphas of several sizes, some layers without one: B A alpha / rank."""
+    plain = read_checkpoint(small_checkpoints / structure)
+    before = weights(plain, component)
+    generator = torch.Generator().manual_seed(3)
+    stored: Tensors = {}
+    expected: Tensors = {}
+    for index, match in enumerate(filter(None, map(LAYERS.fullmatch, before))):
+        layer, weight = match["layer"], before[match.string]
+        rank, alpha = 1 + index % 3, (0.5, None, 1.0, 1.5, 4.0)[index % 5]
+        down = torch.randn(rank, *weight.shape[1:], generator=generator)
+        up = torch.randn(len(weight), rank, *(1 for _ in weight.shape[2:]), generator=generator)
+        if component != "unet" and not layer.startswith("text_model."):
+            layer = f"text_model.{layer}"  # as files have it, whatever transformers calls it
+        name_down, name_up, name_alpha = names(layer)
+        stored |= {name_down: down, name_up: up} | ({name_alpha: torch.tensor(alpha)} if alpha else {})
+        product = torch.einsum("or,r...->o...", up.flatten(1), down)
+        expected[match.string] = product * ((alpha or rank) / rank)
+    assert len(expected) >= 18
+    save_file(stored, tmp_path / "varied.safetensors")
+    fused = read_checkpoint(plain.path, loras=[read_lora(str(tmp_path / "varied.safetensors"))])
+    found = changes(before, weights(fused, component))
+    assert found.keys() == expected.keys()
+    for name, change in found.items():
+        torch.testing.assert_close(change, expected[name], rtol=1e-4, atol=1e-5)
+
+
+KOHYA = f"lora_unet_{ATTENTION.replace('.', '_')}"
+KOHYA_PAIR = {f"{KOHYA}.lora_down.weight": torch.ones(2, 16), f"{KOHYA}.lora_up.weight": torch.ones(16, 2)}
+SGM = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+
+
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"transformer.block.lora_A.weight": torch.ones(2, 2)}, "has transformer.block.lora_A.weight; the checkpoint"),
+        (KOHYA_PAIR | {f"{KOHYA}.diff": torch.ones(2)}, f"has {KOHYA}.diff, which is no part of a LoRA's layer"),
+        (tensors() | {"unet.conv_in.alpha": torch.tensor(1.0)}, "has unet.conv_in.alpha, which is no part of a LoRA's"),
+        (
+            {f"unet.{ATTENTION}.lora_A.weight": torch.ones(2, 16)},
+            f"has unet.{ATTENTION}.lora_A.weight without unet.{ATTENTION}.lora_B.weight",
+        ),
+        (KOHYA_PAIR | {f"{KOHYA}.alpha": torch.ones(2)}, r"alpha is \[1.0, 1.0\], expected one number"),
+        (KOHYA_PAIR | {f"{KOHYA}.alpha": torch.tensor(math.nan)}, "alpha is nan, expected one number"),
+        (
+            KOHYA_PAIR | {name.replace(KOHYA, SGM): tensor + 1 for name, tensor in KOHYA_PAIR.items()},
+            "has 4 tensors, of which diffusers takes 2",
+        ),
+    ],
+)
+def test_a_tensor_that_would_be_left_out_is_named(
+    checkpoint_folder: Path, tmp_path: Path, stored: Tensors, message: str
+) -> None:
+    save_file(stored, tmp_path / "odd.safetensors")
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
+    with pytest.raises(CheckpointError, match=message):
+        weights(checkpoint, "unet")
+
+
+@pytest.mark.parametrize(
+    ("stored", "config", "message"),
+    [
+        (tensors(), {"unet.alpha_pattern": {"unet.to_q": 1}}, r"alpha_pattern keys did not match .*'unet.to_q'"),
+        (
+            tensors() | {f"unet.{ATTENTION}.alpha": torch.tensor(1.0)},
+            {},
+            f"has unet.{ATTENTION}.alpha and lora_adapter_metadata, expected one of them",
+        ),
+        (tensors(), {"unet.use_dora": True}, "lacks tensors of layers that its configuration names"),
+    ],
+)
+def test_a_configuration_that_says_something_else_than_the_tensors_is_refused(
+    checkpoint_folder: Path, tmp_path: Path, stored: Tensors, config: dict[str, Any], message: str
+) -> None:
+    config = {"unet.r": RANK, "unet.lora_alpha": RANK, "unet.target_modules": [ATTENTION], **config}
+    save_file(stored, tmp_path / "odd.safetensors", metadata={"lora_adapter_metadata": json.dumps(config)})
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
+    with pytest.raises(CheckpointError, match=message):
+        weights(checkpoint, "unet")
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (pair("transformer.block", 2, 2, torch.Generator()), "has transformer.block.lora_A.weight; the checkpoint"),
         (
             pair("unet.down_blocks.7.attentions.0.to_q", 16, 16, torch.Generator()),
             "lora: odd.safetensors does not fit unet|changes 1 layers of unet, of which the checkpoint has 0",
