@@ -43,6 +43,9 @@ def read_lora_file(path: Path) -> LoraFile:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         text = (file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+    dora = next((name for name in tensors if name.endswith(".dora_scale")), None)
+    if dora:
+        raise CheckpointError(f"lora: {path.name} is a DoRA of kohya's format (it has {dora}); expected a LoRA.")
     alpha = next((name for name in tensors if name.endswith(".alpha")), None)
     if alpha and text:
         raise CheckpointError(f"lora: {path.name} has {alpha} and {LORA_ADAPTER_METADATA_KEY}, expected one of them.")

@@ -214,6 +214,14 @@ def test_a_tensor_that_would_be_left_out_is_named(
         weights(checkpoint, "unet")
 
 
+def test_doras_of_kohyas_format_are_refused_by_name(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """diffusers would leave their magnitudes out and fuse the rest as a LoRA."""
+    save_file(KOHYA_PAIR | {f"{KOHYA}.dora_scale": torch.ones(16, 1)}, tmp_path / "dora.safetensors")
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "dora.safetensors"))])
+    with pytest.raises(CheckpointError, match=rf"is a DoRA of kohya's format \(it has {KOHYA}.dora_scale\)"):
+        weights(checkpoint, "unet")
+
+
 @pytest.mark.parametrize(
     ("stored", "config", "message"),
     [
