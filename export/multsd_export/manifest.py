@@ -14,6 +14,7 @@ from multsd_export.profiles import Precision, Profile
 MANIFEST_FILE = "manifest.json"
 FORMAT = 4  # of the manifest; 2 has engines, 3 the device, 4 the export that builds engines again
 PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "peft", "tokenizers", "torch", "transformers")
+FIELDS = {"format", "profile", "precision", "checkpoint", "versions", "inputs", "files"}  # in every format
 PACKAGE_FOLDER = Path(__file__).parent
 
 
@@ -45,12 +46,13 @@ def is_current(output: Path, inputs: Mapping[str, Any]) -> bool:
 
 
 def read_manifest(output: Path) -> dict[str, Any] | None:
-    """The manifest of a composed repository, or None where there is none that can be read."""
+    """The manifest of a composed repository, or None where there is none that an export wrote."""
     try:
-        manifest: dict[str, Any] = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return manifest
+    ours = isinstance(manifest, dict) and manifest.keys() >= FIELDS and isinstance(manifest["files"], dict)
+    return manifest if ours else None
 
 
 def composed_manifest(output: Path) -> dict[str, Any]:

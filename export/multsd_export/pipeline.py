@@ -12,7 +12,7 @@ from multsd_export.engines.record import Rebuild
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.errors import RepositoryError
 from multsd_export.lora import Lora
-from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current
+from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current, read_manifest
 from multsd_export.profiles import Precision, Profile, Served
 from multsd_export.sources import Source
 
@@ -52,13 +52,13 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     Raises:
         ExportError: in one sentence, what is wrong; the output is as it was before.
     """
+    _check_output(options.output)
     checkpoint = read_checkpoint(options.checkpoint, options.source, options.loras)
     precision = options.precision or options.profile.precision
     inputs = export_inputs(checkpoint, options.repository, options.profile, precision)
     machine = this_machine() if options.profile.served is Served.ENGINE else None  # before anything is made
     if machine:
         inputs |= {"machine": asdict(machine), "engines": asdict(options.engines)}
-    _check_output(options.output)
     with _locked(options.work_dir):
         if not options.force and is_current(options.output, inputs):
             return False
@@ -79,9 +79,12 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
 
 
 def _check_output(output: Path) -> None:
-    """Never replace a folder that an export did not make."""
-    if output.exists() and not (output / MANIFEST_FILE).is_file() and (output.is_file() or any(output.iterdir())):
-        raise RepositoryError(f"{output} exists and no export made it; remove it or choose another output.")
+    """Never replace a folder that an export did not make; one that has another program's manifest is none."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())) or read_manifest(output) is not None:
+        return
+    raise RepositoryError(
+        f"{output} exists and has no {MANIFEST_FILE} of an export; remove it or choose another output."
+    )
 
 
 @contextmanager

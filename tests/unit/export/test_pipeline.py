@@ -1,6 +1,7 @@
 """An export is whole or not there, and nothing is done twice."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,12 +162,6 @@ def test_a_damaged_output_is_composed_again(options: Options, progress: Progress
     assert exported_networks == []
 
 
-def test_a_manifest_that_cannot_be_read_is_written_again(options: Options, progress: Progress) -> None:
-    (options.output / "manifest.json").write_text("{")
-    assert export(options, progress)
-    assert not export(options, progress)
-
-
 def test_a_changed_scheduler_exports_no_network(
     options: Options, progress: Progress, exported_networks: list[str]
 ) -> None:
@@ -255,13 +250,35 @@ def test_a_missing_model_is_named(options: Options, progress: Progress) -> None:
         export(options, progress)
 
 
-def test_a_folder_that_no_export_made_is_never_replaced(options: Options, progress: Progress, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("thesis.txt", "..."),
+        ("manifest.json", '{"name": "my shop", "start_url": "/", "icons": []}'),  # a web application's
+        ("manifest.json", '{"name": "my shop", "version": "1.0", "format": 2, "files": ["index.html"]}'),
+        ("manifest.json", "[]"),
+        ("manifest.json", "{"),
+    ],
+)
+def test_a_folder_that_no_export_made_is_never_replaced(
+    options: Options, progress: Progress, tmp_path: Path, name: str, text: str
+) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    (precious / "thesis.txt").write_text("...")
-    with pytest.raises(RepositoryError, match="no export made it"):
+    (precious / name).write_text(text)
+    shutil.rmtree(options.checkpoint)  # whatever else is wrong, this is told first
+    with pytest.raises(RepositoryError, match=r"precious exists and has no manifest\.json of an export; remove it or"):
         export(replace(options, output=precious), progress)
-    assert (precious / "thesis.txt").exists()
+    assert (precious / name).read_text() == text
+
+
+def test_a_repository_of_an_older_format_is_replaced(options: Options, progress: Progress) -> None:
+    file = options.output / "manifest.json"
+    kept = ("profile", "precision", "checkpoint", "versions", "limits", "parity", "inputs", "files")
+    file.write_text(json.dumps({"format": 1} | {key: read_json(file)[key] for key in kept}))
+    change_scheduler(options)
+    assert export(options, progress)
+    assert read_json(file)["format"] > 1
 
 
 def damage_by_cutting(file: Path) -> None:
