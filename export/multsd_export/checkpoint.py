@@ -5,7 +5,7 @@ Supported are the families of `families`; everything else is refused by name.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from multsd_export.errors import CheckpointError
 from multsd_export.families import Family, TextEncoderSlot, detect_family, text_encoder_slots
 from multsd_export.lora import Lora
 from multsd_export.sources import Source, folder_source
+from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
 from multsd_export.weights import Weights, conversion, find_weights
 
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # either will do
@@ -29,6 +30,7 @@ class TextEncoderFacts:
     max_length: int  # tokens per prompt
     vocab_size: int
     hidden_size: int
+    converted: ConvertedTokenizer = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def read_checkpoint(path: Path, source: Source | None = None, loras: Sequence[Lo
         latent_channels=_integer(unet, "unet", "in_channels"),
         vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
         scaling_factor=float(vae.get("scaling_factor", 0.18215)),
-        text_encoders=tuple(_text_encoder(slot, configs[slot.model]) for slot in slots),
+        text_encoders=tuple(_text_encoder(slot, configs[slot.model], path) for slot in slots),
         embedding_dim=_integer(unet, "unet", "cross_attention_dim"),
         pooled_dim=_integer(configs["text_encoder_2"], "text_encoder_2", "projection_dim") if sdxl else None,
         time_ids=sdxl,
@@ -136,14 +138,16 @@ def _check_folder(path: Path) -> None:
         raise CheckpointError(f"{path} does not exist; name a checkpoint folder in diffusers layout.")
 
 
-def _text_encoder(slot: TextEncoderSlot, config: Mapping[str, Any]) -> TextEncoderFacts:
+def _text_encoder(slot: TextEncoderSlot, config: Mapping[str, Any], path: Path) -> TextEncoderFacts:
+    vocab_size = _integer(config, slot.model, "vocab_size")
     return TextEncoderFacts(
         model=slot.model,
         tokenizer=slot.tokenizer,
         outputs=slot.outputs,
         max_length=_integer(config, slot.model, "max_position_embeddings"),
-        vocab_size=_integer(config, slot.model, "vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=_integer(config, slot.model, "hidden_size"),
+        converted=convert_tokenizer(path / slot.tokenizer, vocab_size),
     )
 
 

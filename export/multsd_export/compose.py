@@ -4,7 +4,7 @@ Every model's folder is complete in itself, since object-store repositories are 
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from multsd_export.json_files import write_json
 from multsd_export.palette import PALETTE_FILE
 from multsd_export.profiles import Profile
 from multsd_export.serving import name_graphs, served_config
-from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
 
 CONFIG_FILE = "config.pbtxt"
 VARIANTS_FOLDER = "configs"  # of a model; Triton looks here for what --model-config-name names
@@ -121,19 +120,14 @@ def _copy_artefact(artefact: Artefact, target: Path) -> None:
 def _write_checkpoint(parts: Parts, unet_max_batch_size: int, target: Path) -> None:
     """What the orchestrator needs to know of the checkpoint, as files beside its code."""
     target.mkdir()
-    tokenizers = []
     for facts in parts.checkpoint.text_encoders:
-        tokenizer = convert_tokenizer(parts.checkpoint.path / facts.tokenizer)
-        (target / _tokenizer_file(facts)).write_text(tokenizer.text, encoding="utf-8")
-        tokenizers.append(tokenizer)
+        (target / _tokenizer_file(facts)).write_text(facts.converted.text, encoding="utf-8")
     shutil.copyfile(parts.checkpoint.path / "scheduler" / "scheduler_config.json", target / "scheduler_config.json")
     shutil.copyfile(parts.palette.folder / PALETTE_FILE, target / PALETTE_FILE)
-    write_json(target / "settings.json", checkpoint_settings(parts.checkpoint, tokenizers, unet_max_batch_size))
+    write_json(target / "settings.json", checkpoint_settings(parts.checkpoint, unet_max_batch_size))
 
 
-def checkpoint_settings(
-    checkpoint: Checkpoint, tokenizers: Sequence[ConvertedTokenizer], unet_max_batch_size: int
-) -> dict[str, Any]:
+def checkpoint_settings(checkpoint: Checkpoint, unet_max_batch_size: int) -> dict[str, Any]:
     """The checkpoint's numbers, as the orchestrator reads them."""
     return {
         "name": checkpoint.name,
@@ -146,17 +140,17 @@ def checkpoint_settings(
         "vae_scale_factor": checkpoint.vae_scale_factor,
         "scaling_factor": checkpoint.scaling_factor,
         "max_length": checkpoint.text_encoders[0].max_length,
-        "pad_token_id": tokenizers[0].pad_token_id,
+        "pad_token_id": checkpoint.text_encoders[0].converted.pad_token_id,
         "embedding_dim": checkpoint.embedding_dim,
         "text_encoders": [
             {
                 "model": facts.model,
                 "tokenizer": _tokenizer_file(facts),
-                "pad_token_id": tokenizer.pad_token_id,
+                "pad_token_id": facts.converted.pad_token_id,
                 "max_length": facts.max_length,
                 "outputs": list(facts.outputs),
             }
-            for facts, tokenizer in zip(checkpoint.text_encoders, tokenizers, strict=True)
+            for facts in checkpoint.text_encoders
         ],
         "pooled_dim": checkpoint.pooled_dim,
         "time_ids": checkpoint.time_ids,

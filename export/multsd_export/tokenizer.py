@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from multsd_export.errors import CheckpointError
 
@@ -30,20 +29,25 @@ class ConvertedTokenizer:
     pad_token_id: int
 
 
-def convert_tokenizer(folder: Path) -> ConvertedTokenizer:
+def convert_tokenizer(folder: Path, vocab_size: int) -> ConvertedTokenizer:
     """Read a checkpoint's `tokenizer` folder and write it as one file's text.
 
+    Args:
+        vocab_size: of the text encoder, whose embeddings are looked up by these ids.
+
     Raises:
-        CheckpointError: there is no padding token, or the file gives other ids than transformers does.
+        CheckpointError: the files cannot be read, there is no padding token, an id has no embedding, or the file gives
+            other ids than transformers does.
     """
     source = _load(folder)
     if source.pad_token_id is None:
-        raise CheckpointError("tokenizer: there is no pad_token.")
+        raise CheckpointError(f"{folder.name}: there is no pad_token.")
     converted = Tokenizer.from_str(source.backend_tokenizer.to_str())
     converted.no_padding()
     converted.no_truncation()
     text = converted.to_str()
     check_ids(Tokenizer.from_str(text), source)
+    _check_vocabulary(converted, source, folder.name, vocab_size)
     return ConvertedTokenizer(text, int(source.pad_token_id))
 
 
@@ -55,6 +59,24 @@ def check_ids(converted: Tokenizer, source: Any) -> None:
             raise CheckpointError(f"tokenizer: tokenizer.json gives other ids than transformers for {prompt!r}.")
 
 
+def _check_vocabulary(converted: Tokenizer, source: Any, name: str, vocab_size: int) -> None:
+    """Refuse an id without embedding: on a GPU, a prompt that reaches it ends the process."""
+    ids = converted.get_vocab(with_added_tokens=True) | {source.pad_token: source.pad_token_id}
+    ids |= {f"token {index}": index for index in converted.encode("").ids}  # of the template around a prompt
+    token = max(ids, key=ids.__getitem__)
+    largest = ids[token]
+    if largest >= vocab_size:
+        raise CheckpointError(
+            f"{name}: {token!r} has the id {largest}, expected less than the text encoder's vocab_size, {vocab_size}."
+        )
+
+
 def _load(folder: Path) -> Any:
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast  # takes a second to import
+
     tokenizer_class = CLIPTokenizer if (folder / "vocab.json").exists() else PreTrainedTokenizerFast
-    return tokenizer_class.from_pretrained(folder, local_files_only=True)
+    try:
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of no class in particular: the library in Rust raises plain Exceptions
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder.name}: the tokenizer cannot be read: {reason}") from error

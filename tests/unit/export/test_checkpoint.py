@@ -138,6 +138,8 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
         (remove("unet/config.json"), "unet/config.json is missing"),
         (write("vae/config.json", "{"), "vae/config.json is not valid JSON"),
         (write("vae/config.json", "[1]"), "vae/config.json: expected a JSON object"),
+        (write("tokenizer/added_tokens.json", '{"<new>": 516}'), "tokenizer: '<new>' has the id 516, expected less"),
+        (write("tokenizer/vocab.json", "{"), "tokenizer: the tokenizer cannot be read: "),
         (remove("tokenizer/merges.txt"), "expected vocab.json and merges.txt or tokenizer.json"),
         (remove("vae/diffusion_pytorch_model.safetensors"), "vae: expected diffusion_pytorch_model.safetensors"),
         (
@@ -167,6 +169,7 @@ def test_what_is_missing_or_unsupported_is_named(folder: Path, edit: Edit, messa
         ),
         (set_value("text_encoder_2/config.json", "architectures", ["CLIPTextModel"]), "text_encoder_2: architectures"),
         (remove("text_encoder_2/model.safetensors"), "text_encoder_2: expected model.safetensors"),
+        (write("tokenizer_2/added_tokens.json", '{"<new>": 516}'), "tokenizer_2: '<new>' has the id 516, expected l"),
         (remove("tokenizer_2/vocab.json"), "tokenizer_2: expected vocab.json and merges.txt or tokenizer.json"),
     ],
 )
