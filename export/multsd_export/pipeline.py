@@ -52,7 +52,8 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     Raises:
         ExportError: in one sentence, what is wrong; the output is as it was before.
     """
-    _check_output(options.output)
+    output = options.output.resolve()  # a link stays one, and so do its other names
+    _check_output(output, options)
     checkpoint = read_checkpoint(options.checkpoint, options.source, options.loras)
     precision = options.precision or options.profile.precision
     inputs = export_inputs(checkpoint, options.repository, options.profile, precision)
@@ -60,7 +61,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     if machine:
         inputs |= {"machine": asdict(machine), "engines": asdict(options.engines)}
     with _locked(options.work_dir):
-        if not options.force and is_current(options.output, inputs):
+        if not options.force and is_current(output, inputs):
             return False
         from multsd_export.build import EnginePlan, build  # torch takes seconds to import
 
@@ -69,7 +70,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
             options.repository,
             options.profile,
             precision,
-            output=options.output,
+            output=output,
             work_dir=options.work_dir,
             inputs=inputs,
             progress=progress,
@@ -78,8 +79,16 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     return True
 
 
-def _check_output(output: Path) -> None:
-    """Never replace a folder that an export did not make; one that has another program's manifest is none."""
+def _check_output(output: Path, options: Options) -> None:
+    """Never replace a folder that an export did not make, nor one that holds what the export needs.
+
+    Args:
+        output: without links.
+    """
+    needed = (options.checkpoint, options.repository, options.work_dir, *(lora.path for lora in options.loras))
+    for path in needed:
+        if path.resolve().is_relative_to(output):
+            raise RepositoryError(f"{output} would be replaced, and {path} is in it; choose another output.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())) or read_manifest(output) is not None:
         return
     raise RepositoryError(

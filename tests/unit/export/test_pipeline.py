@@ -50,9 +50,9 @@ def read_json(file: Path) -> Any:
     return json.loads(file.read_text())
 
 
-def change_scheduler(options: Options) -> None:
+def change_scheduler(options: Options, beta_end: float = 0.03) -> None:
     file = options.checkpoint / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(read_json(file) | {"beta_end": 0.03}))
+    file.write_text(json.dumps(read_json(file) | {"beta_end": beta_end}))
 
 
 def change_weights(options: Options, component: str) -> None:
@@ -270,6 +270,41 @@ def test_a_folder_that_no_export_made_is_never_replaced(
     with pytest.raises(RepositoryError, match=r"precious exists and has no manifest\.json of an export; remove it or"):
         export(replace(options, output=precious), progress)
     assert (precious / name).read_text() == text
+
+
+def test_an_output_that_is_a_link_stays_one(options: Options, progress: Progress, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(options.output)
+    linked = replace(options, output=link)
+    for beta_end in (0.03, 0.04):  # what an export left of a link ended all later ones
+        change_scheduler(options, beta_end)
+        assert export(linked, progress)
+    assert link.readlink() == options.output
+    assert not export(options, progress)
+    assert not export(linked, progress)
+
+
+def test_the_current_folder_may_be_the_output(
+    options: Options, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_scheduler(options)
+    monkeypatch.chdir(options.output)
+    assert export(replace(options, output=Path()), progress)
+    assert not export(options, progress)
+
+
+@pytest.mark.parametrize("needed", ["checkpoint", "repository", "work_dir"])
+def test_an_output_that_holds_what_the_export_needs_is_refused(
+    options: Options, progress: Progress, tmp_path: Path, needed: str
+) -> None:
+    moved = options.output / "deep" / needed
+    moved.parent.mkdir()
+    getattr(options, needed).rename(moved)
+    (tmp_path / "link").symlink_to(options.output)
+    changed: dict[str, Any] = {"output": tmp_path / "link", needed: moved}
+    with pytest.raises(RepositoryError, match=f"output would be replaced, and .*{needed} is in it; choose another"):
+        export(replace(options, **changed), progress)
+    assert moved.exists()
 
 
 def test_a_repository_of_an_older_format_is_replaced(options: Options, progress: Progress) -> None:
