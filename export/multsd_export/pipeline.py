@@ -60,7 +60,7 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     machine = this_machine() if options.profile.served is Served.ENGINE else None  # before anything is made
     if machine:
         inputs |= {"machine": asdict(machine), "engines": asdict(options.engines)}
-    with _locked(options.work_dir):
+    with _locked(options.work_dir / ".lock"), _locked(output.with_name(f".{output.name}.lock")):
         if not options.force and is_current(output, inputs):
             return False
         from multsd_export.build import EnginePlan, build  # torch takes seconds to import
@@ -97,9 +97,9 @@ def _check_output(output: Path, options: Options) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One export at a time per work folder; the next one waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(file: Path) -> Iterator[None]:
+    """One export at a time per work folder and per output; the next one waits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

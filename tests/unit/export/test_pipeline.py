@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,7 +198,8 @@ def test_an_interrupted_composition_leaves_the_old_one_and_nothing_half_made(
         with pytest.raises(error):
             export(options, progress)
     assert folder_digests(options.output) == before
-    assert {path.name for path in options.output.parent.iterdir()} == {"checkpoint", "repository", "work_dir", "output"}
+    names = {path.name for path in options.output.parent.iterdir()}
+    assert names == {"checkpoint", "repository", "work_dir", "output", ".output.lock"}
     assert export(options, progress)
 
 
@@ -218,7 +221,29 @@ def test_what_a_killed_export_left_behind_is_removed(options: Options, progress:
         (options.output.parent / name / "unet").mkdir(parents=True)
     change_scheduler(options)
     assert export(options, progress)
-    assert not list(options.output.parent.glob(".output.*"))
+    assert [path.name for path in options.output.parent.glob(".output.*")] == [".output.lock"]
+
+
+def test_two_exports_into_one_output_wait_for_each_other(
+    options: Options, progress: Progress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their work folders differ; without a turn each removed what the other wrote, and no output was left."""
+    inside: list[str] = []
+    write = compose._write_checkpoint
+
+    def slow(*args: Any) -> None:
+        inside.append("in")
+        time.sleep(0.5)
+        write(*args)
+        inside.append("out")
+
+    monkeypatch.setattr(compose, "_write_checkpoint", slow)
+    shutil.copytree(options.work_dir, tmp_path / "another")
+    both = [replace(options, force=True, work_dir=folder) for folder in (options.work_dir, tmp_path / "another")]
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(lambda each: export(each, progress), both)) == [True, True]
+    assert inside == ["in", "out"] * 2
+    assert not export(options, progress)
 
 
 def test_a_network_that_fails_its_comparison_is_not_kept(
