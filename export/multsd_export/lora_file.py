@@ -8,12 +8,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
 from safetensors import safe_open
 
 from multsd_export.errors import CheckpointError
@@ -23,6 +24,15 @@ Tensors = dict[str, torch.Tensor]
 # kohya's names, peft's, and diffusers' of three ages
 DOWN = re.compile(r"(?P<layer>.+?)(?P<part>\.lora_down|\.lora_A|\.lora_linear_layer\.down|[._]lora\.down)\.weight")
 MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")  # of peft's DoRA
+CONFIG_TYPES: Mapping[str, tuple[type, ...]] = {
+    "r": (int,),
+    "lora_alpha": (int, float),
+    "rank_pattern": (dict,),
+    "alpha_pattern": (dict,),
+    "target_modules": (list, str),
+    "use_rslora": (bool,),
+    "use_dora": (bool,),
+}
 
 
 @dataclass(frozen=True)
@@ -97,4 +107,13 @@ def _read_config(text: str, file: str) -> dict[str, Any] | None:
         return None
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: expected a JSON object, found {type(config).__name__}.")
+    known = {field.name for field in fields(LoraConfig)}
+    for name, value in config.items():
+        field = name.partition(".")[2]
+        if field not in known:
+            raise CheckpointError(f"{where}: {name} is no field of peft's LoraConfig.")
+        expected = CONFIG_TYPES.get(field, (object,))
+        if not isinstance(value, expected) or (isinstance(value, bool) and int in expected):
+            names = " or ".join(each.__name__ for each in expected)
+            raise CheckpointError(f"{where}: {name} is {value!r}, expected {names}.")
     return config

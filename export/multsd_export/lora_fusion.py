@@ -1,6 +1,7 @@
 """Fuse LoRAs into a network's weights: diffusers names and loads their tensors, peft merges them."""
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from typing import Any
@@ -21,8 +22,8 @@ from multsd_export.families import Family
 from multsd_export.lora import Lora
 from multsd_export.lora_file import Tensors, read_lora_file
 
-# What the libraries raise of a file that does not fit
-MISFITS = (RuntimeError, ValueError, LookupError, RuntimeWarning, SafetensorError)
+# What the libraries raise of a file that does not fit; a configuration that peft cannot work with, the last three.
+MISFITS = (RuntimeError, ValueError, LookupError, RuntimeWarning, SafetensorError, TypeError, AttributeError, re.error)
 
 
 def fuse_loras(model: Any, checkpoint: Checkpoint, component: str) -> None:

@@ -192,7 +192,16 @@ def _load(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype:
     if fuses:
         fuse_loras(model, checkpoint, component)
         model = model.to(dtype)
+        _check_finite(model, checkpoint, component, dtype)
     return wrapper(model).eval()
+
+
+def _check_finite(model: Any, checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> None:
+    """Where weights are served as they are, nothing else looks at their values."""
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            names = ", ".join(lora.path.name for lora in checkpoint.loras)
+            raise CheckpointError(f"lora: with {names}, {component}.{name} is not finite in {dtype}.")
 
 
 def _read(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Any:

@@ -231,6 +231,13 @@ def test_doras_of_kohyas_format_are_refused_by_name(checkpoint_folder: Path, tmp
             {},
             f"has unet.{ATTENTION}.alpha and lora_adapter_metadata, expected one of them",
         ),
+        (tensors(), {"unet.novelty": 1}, "lora_adapter_metadata: unet.novelty is no field of peft's LoraConfig"),
+        (tensors(), {"unet.r": "2"}, "lora_adapter_metadata: unet.r is '2', expected int"),
+        (tensors(), {"unet.r": True}, "lora_adapter_metadata: unet.r is True, expected int"),
+        (tensors(), {"unet.lora_alpha": None}, "unet.lora_alpha is None, expected int or float"),
+        (tensors(), {"unet.alpha_pattern": None}, "unet.alpha_pattern is None, expected dict"),
+        (tensors(), {"unet.rank_pattern": {ATTENTION: "2"}}, "odd.safetensors does not fit unet: "),
+        (tensors(), {"unet.target_modules": "(("}, "odd.safetensors does not fit unet: "),
         (tensors(), {"unet.use_dora": True}, "lacks tensors of layers that its configuration names"),
     ],
 )
@@ -242,6 +249,33 @@ def test_a_configuration_that_says_something_else_than_the_tensors_is_refused(
     checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
     with pytest.raises(CheckpointError, match=message):
         weights(checkpoint, "unet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not valid JSON"), ("[1]", "expected a JSON object, found list")]
+)
+def test_a_configuration_that_is_no_object_is_refused(
+    checkpoint_folder: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    save_file(tensors(), tmp_path / "odd.safetensors", metadata={"lora_adapter_metadata": text})
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
+    with pytest.raises(CheckpointError, match=f"lora: odd.safetensors: lora_adapter_metadata.* {message}"):
+        weights(checkpoint, "unet")
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(math.nan, torch.float32), (1e4, torch.float16)])
+def test_weights_that_are_no_numbers_any_more_are_refused(
+    checkpoint_folder: Path, tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    """The torch profile serves them as they are: no comparison would tell."""
+    stored = pair(f"unet.{ATTENTION}", 16, 16, torch.Generator().manual_seed(3))
+    save_file({name: tensor * value for name, tensor in stored.items()}, tmp_path / "odd.safetensors")
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
+    (unet,) = (network for network in networks_of(checkpoint) if network.name == "unet")
+    with pytest.raises(
+        CheckpointError, match=rf"with odd.safetensors, unet\.{ATTENTION}\.weight is not finite in {dtype}"
+    ):
+        unet.load(dtype)
 
 
 @pytest.mark.parametrize(
