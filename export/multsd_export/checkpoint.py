@@ -11,7 +11,14 @@ from typing import Any
 
 from multsd_export.digests import file_digest, value_digest
 from multsd_export.errors import CheckpointError
-from multsd_export.families import Family, TextEncoderSlot, detect_family, text_encoder_slots
+from multsd_export.families import (
+    Family,
+    TextEncoderSlot,
+    detect_family,
+    is_number,
+    positive_integer,
+    text_encoder_slots,
+)
 from multsd_export.lora import Lora
 from multsd_export.sources import Source, folder_source
 from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
@@ -111,12 +118,12 @@ def read_checkpoint(path: Path, source: Source | None = None, loras: Sequence[Lo
         source=source or folder_source(path),
         family=family,
         window=_window(unet),
-        latent_channels=_integer(unet, "unet", "in_channels"),
+        latent_channels=positive_integer(unet, "unet", "in_channels"),
         vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
-        scaling_factor=float(vae.get("scaling_factor", 0.18215)),
+        scaling_factor=_scaling_factor(vae),
         text_encoders=tuple(_text_encoder(slot, configs[slot.model], path) for slot in slots),
-        embedding_dim=_integer(unet, "unet", "cross_attention_dim"),
-        pooled_dim=_integer(configs["text_encoder_2"], "text_encoder_2", "projection_dim") if sdxl else None,
+        embedding_dim=positive_integer(unet, "unet", "cross_attention_dim"),
+        pooled_dim=positive_integer(configs["text_encoder_2"], "text_encoder_2", "projection_dim") if sdxl else None,
         time_ids=sdxl,
         force_zeros_for_empty_prompt=sdxl and bool(model_index.get("force_zeros_for_empty_prompt", True)),
         upcast_attention=bool(unet.get("upcast_attention", False)),
@@ -139,14 +146,14 @@ def _check_folder(path: Path) -> None:
 
 
 def _text_encoder(slot: TextEncoderSlot, config: Mapping[str, Any], path: Path) -> TextEncoderFacts:
-    vocab_size = _integer(config, slot.model, "vocab_size")
+    vocab_size = positive_integer(config, slot.model, "vocab_size")
     return TextEncoderFacts(
         model=slot.model,
         tokenizer=slot.tokenizer,
         outputs=slot.outputs,
-        max_length=_integer(config, slot.model, "max_position_embeddings"),
+        max_length=positive_integer(config, slot.model, "max_position_embeddings"),
         vocab_size=vocab_size,
-        hidden_size=_integer(config, slot.model, "hidden_size"),
+        hidden_size=positive_integer(config, slot.model, "hidden_size"),
         converted=convert_tokenizer(path / slot.tokenizer, vocab_size),
     )
 
@@ -166,23 +173,23 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{where} is missing; a checkpoint is a folder in diffusers layout.")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: expected a JSON object.")
     return value
 
 
-def _integer(config: Mapping[str, Any], component: str, key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CheckpointError(f"{component}: {key} is {value!r}, expected an integer.")
-    return value
+def _scaling_factor(vae: Mapping[str, Any]) -> float:
+    value = vae.get("scaling_factor", 0.18215)
+    if not is_number(value) or value <= 0:
+        raise CheckpointError(f"vae: scaling_factor is {value!r}, expected a positive number.")
+    return float(value)
 
 
 def _window(unet: Mapping[str, Any]) -> int:
     """The side of the UNet's input; the skip connections of four levels need a multiple of eight."""
-    window = _integer(unet, "unet", "sample_size")
-    if window <= 0 or window % 8:
+    window = positive_integer(unet, "unet", "sample_size")
+    if window % 8:
         raise CheckpointError(f"unet: sample_size is {window}; supported: multiples of 8.")
     return window

@@ -3,10 +3,11 @@
 Detected from the checkpoint's own configs, and refused by name where they say anything else.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 from multsd_export.errors import CheckpointError
 
@@ -70,6 +71,7 @@ def detect_family(model_index: Config, configs: Configs) -> Family:
         CheckpointError: naming the first fact that is not supported.
     """
     _check(_common_facts(configs))
+    _check_scheduler(configs["scheduler"])
     if model_index.get("_class_name") == SDXL_PIPELINE:
         _check(_sdxl_facts(model_index, configs))
         return Family.SDXL
@@ -107,8 +109,44 @@ SCHEDULERS = tuple(
     )
 )
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 # Not a learned one: the UNet would have twice the channels.
 VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+
+
+def positive_integer(config: Config, component: str, key: str) -> int:
+    """A number that a component's config has to give.
+
+    Raises:
+        CheckpointError: it is missing or something else.
+    """
+    value = config.get(key)
+    if not _is_integer(value) or value <= 0:
+        raise CheckpointError(f"{component}: {key} is {value!r}, expected a positive integer.")
+    return value
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_scheduler(scheduler: Config) -> None:
+    """The numbers with which a noise schedule is laid; diffusers takes any, and fails when a picture begins."""
+    steps, offset = scheduler.get("num_train_timesteps", 1000), scheduler.get("steps_offset", 0)
+    betas = {f"trained_betas, number {index}": beta for index, beta in enumerate(scheduler.get("trained_betas") or ())}
+    betas |= {name: scheduler[name] for name in ("beta_start", "beta_end")}
+    if not _is_integer(steps) or steps <= 0:
+        raise CheckpointError(f"scheduler: num_train_timesteps is {steps!r}, expected a positive integer.")
+    if not _is_integer(offset) or not 0 <= offset < steps:
+        raise CheckpointError(f"scheduler: steps_offset is {offset!r}, expected an integer from 0 to {steps - 1}.")
+    for name, beta in betas.items():
+        if not is_number(beta) or not 0 < beta <= 1:
+            raise CheckpointError(f"scheduler: {name} is {beta!r}, expected a number above 0 and at most 1.")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is finite and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _common_facts(configs: Configs) -> list[Fact]:
@@ -127,12 +165,12 @@ def _common_facts(configs: Configs) -> list[Fact]:
         ("vae: latent_channels", vae.get("latent_channels"), (unet.get("in_channels"),)),
         ("vae: shift_factor", vae.get("shift_factor"), (None, 0)),
         ("vae: latents_mean", vae.get("latents_mean"), (None,)),
-        ("vae: pixels per latent cell", 2 ** (len(vae.get("block_out_channels", ())) - 1), (8,)),
+        ("vae: block_out_channels, how many", _count(vae.get("block_out_channels")), (4,)),  # 8 pixels per latent cell
         ("scheduler: _class_name", scheduler.get("_class_name"), SCHEDULERS),
         ("scheduler: beta_schedule", scheduler.get("beta_schedule"), BETA_SCHEDULES),
         ("scheduler: beta_start and beta_end are given", {"beta_start", "beta_end"} <= scheduler.keys(), (True,)),
         ("scheduler: trained_betas, how many", _count(scheduler.get("trained_betas")), (None, steps)),
-        ("scheduler: timestep_spacing", scheduler.get("timestep_spacing"), (None, "leading", "linspace", "trailing")),
+        ("scheduler: timestep_spacing", scheduler.get("timestep_spacing", "linspace"), TIMESTEP_SPACINGS),
         ("scheduler: use_flow_sigmas", scheduler.get("use_flow_sigmas", False), (False,)),
         ("scheduler: variance_type", scheduler.get("variance_type"), VARIANCE_TYPES),
         ("scheduler: prediction_type", scheduler.get("prediction_type", "epsilon"), ("epsilon", "v_prediction")),
@@ -149,10 +187,11 @@ def _count(values: object) -> object:
 
 def _sd_facts(configs: Configs) -> list[Fact]:
     text_encoder, unet = configs["text_encoder"], configs["unet"]
+    hidden_size = positive_integer(text_encoder, "text_encoder", "hidden_size")
     activation = "gelu" if unet.get("use_linear_projection") else "quick_gelu"
     return [
         ("unet: addition_embed_type", unet.get("addition_embed_type"), (None, "text")),
-        ("unet: cross_attention_dim", unet.get("cross_attention_dim"), (text_encoder.get("hidden_size"),)),
+        ("unet: cross_attention_dim", unet.get("cross_attention_dim"), (hidden_size,)),
         (
             f"text_encoder: hidden_act beside use_linear_projection={bool(unet.get('use_linear_projection'))} in unet",
             text_encoder.get("hidden_act", "quick_gelu"),
@@ -162,14 +201,23 @@ def _sd_facts(configs: Configs) -> list[Fact]:
 
 
 def _sdxl_facts(model_index: Config, configs: Configs) -> list[Fact]:
-    first, second, unet = configs["text_encoder"], configs["text_encoder_2"], configs["unet"]
-    joined = first.get("hidden_size", 0) + second.get("hidden_size", 0)
-    added = second.get("projection_dim", 0) + TIME_IDS * (unet.get("addition_time_embed_dim") or 0)
+    second, unet = configs["text_encoder_2"], configs["unet"]
+    _check(
+        [
+            (
+                "model_index.json: requires_aesthetics_score",
+                model_index.get("requires_aesthetics_score"),
+                (None, False),
+            ),
+            ("text_encoder_2: model_type", second.get("model_type"), ("clip_text_model",)),
+            ("text_encoder_2: architectures", second.get("architectures"), (["CLIPTextModelWithProjection"],)),
+            ("unet: addition_embed_type", unet.get("addition_embed_type"), ("text_time",)),
+        ]
+    )
+    joined = sum(positive_integer(configs[name], name, "hidden_size") for name in ("text_encoder", "text_encoder_2"))
+    added = positive_integer(second, "text_encoder_2", "projection_dim")
+    added += TIME_IDS * positive_integer(unet, "unet", "addition_time_embed_dim")
     return [
-        ("model_index.json: requires_aesthetics_score", model_index.get("requires_aesthetics_score"), (None, False)),
-        ("text_encoder_2: model_type", second.get("model_type"), ("clip_text_model",)),
-        ("text_encoder_2: architectures", second.get("architectures"), (["CLIPTextModelWithProjection"],)),
-        ("unet: addition_embed_type", unet.get("addition_embed_type"), ("text_time",)),
         ("unet: cross_attention_dim", unet.get("cross_attention_dim"), (joined,)),
         ("unet: projection_class_embeddings_input_dim", unet.get("projection_class_embeddings_input_dim"), (added,)),
     ]

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from multsd_export.checkpoint import Checkpoint, TextEncoderFacts
@@ -37,6 +38,8 @@ Axes = Mapping[int, str]  # dynamic axis -> its name
 Load = Callable[[torch.dtype], Wrapper]
 Draw = Callable[[torch.Generator], Iterator[Inputs]]
 
+UNREADABLE = (OSError, RuntimeError, ValueError, SafetensorError)  # of weights
+UNUSABLE = (TypeError, AttributeError, LookupError, ArithmeticError, StrictDataclassError)  # of a config's values
 TRAIN_TIMESTEPS = 1000
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 ROWS: Axes = {0: "batch"}
@@ -212,6 +215,6 @@ def _read(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype:
         return read_model(wrapper.model_class, checkpoint.path / component, dtype, variant=variant, **options)
     except MissingWeightsError as error:
         raise CheckpointError(f"{component}: {error}.") from error
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (*UNREADABLE, *UNUSABLE) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{component}: the weights cannot be loaded: {reason}") from error

@@ -1,6 +1,7 @@
 """Checkpoints are read from their own files; what is not supported is refused by name."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from multsd_export.errors import CheckpointError
 from multsd_export.families import SUPPORTED
 
 Edit = Callable[[Path], None]
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def set_value(file: str, key: str, value: Any) -> Edit:
@@ -80,7 +82,7 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
     before = read_checkpoint(folder)
     (folder / "README.md").write_text("not used")
     assert read_checkpoint(folder).digest == before.digest
-    set_value("scheduler/scheduler_config.json", "beta_end", 0.03)(folder)
+    set_value(SCHEDULER, "beta_end", 0.03)(folder)
     after = read_checkpoint(folder)
     assert after.digest != before.digest
     assert after.component_digests("unet") == before.component_digests("unet")
@@ -115,28 +117,82 @@ def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
         (set_value("unet/config.json", "in_channels", 9), "unet: in_channels is 9; supported: 4"),
         (set_value("unet/config.json", "addition_embed_type", "text_time"), "addition_embed_type is 'text_time'"),
         (set_value("unet/config.json", "cross_attention_dim", 768), "cross_attention_dim is 768; supported: 16"),
-        (set_value("unet/config.json", "sample_size", [64, 96]), "sample_size is [64, 96], expected an integer"),
+        (
+            set_value("unet/config.json", "sample_size", [64, 96]),
+            "sample_size is [64, 96], expected a positive integer",
+        ),
         (set_value("unet/config.json", "sample_size", 20), "unet: sample_size is 20; supported: multiples of 8"),
         (set_value("vae/config.json", "latent_channels", 16), "latent_channels is 16; supported: 4"),
-        (set_value("vae/config.json", "block_out_channels", [4, 4]), "vae: pixels per latent cell is 2; supported: 8"),
-        (set_value("text_encoder/config.json", "model_type", "t5"), "text_encoder: model_type is 't5'"),
-        (set_value("scheduler/scheduler_config.json", "prediction_type", "sample"), "prediction_type is 'sample'"),
-        (set_value("scheduler/scheduler_config.json", "thresholding", True), "thresholding is True"),
         (
-            set_value("scheduler/scheduler_config.json", "_class_name", "FlowMatchEulerDiscreteScheduler"),
+            set_value("vae/config.json", "block_out_channels", [4, 4]),
+            "vae: block_out_channels, how many is 2; supported: 4",
+        ),
+        (
+            set_value("vae/config.json", "block_out_channels", 4),
+            "vae: block_out_channels, how many is 'int'; supported",
+        ),
+        (set_value("vae/config.json", "block_out_channels", None), "vae: block_out_channels, how many is None"),
+        *(
+            (
+                set_value("vae/config.json", "scaling_factor", value),
+                f"vae: scaling_factor is {value!r}, expected a posit",
+            )
+            for value in (None, "0.18", [0.18], 0, -1, math.nan, math.inf, True)
+        ),
+        *(
+            (
+                set_value(SCHEDULER, "num_train_timesteps", value),
+                f"scheduler: num_train_timesteps is {value!r}, expected",
+            )
+            for value in (None, "1000", 1000.0, 0, True)
+        ),
+        *(
+            (
+                set_value(SCHEDULER, "steps_offset", value),
+                f"scheduler: steps_offset is {value!r}, expected an integer fr",
+            )
+            for value in (None, "1", 1.0, -1, 1000)
+        ),
+        *(
+            (
+                set_value(SCHEDULER, "timestep_spacing", value),
+                f"scheduler: timestep_spacing is {value!r}; supported: 'l",
+            )
+            for value in (None, 1)
+        ),
+        *(
+            (set_value(SCHEDULER, name, value), f"scheduler: {name} is {value!r}, expected a number above 0")
+            for name in ("beta_start", "beta_end")
+            for value in (None, "0.012", 0, 2, math.nan)
+        ),
+        (set_value(SCHEDULER, "trained_betas", ["x"] * 1000), "scheduler: trained_betas, number 0 is 'x', expected a"),
+        (
+            set_value("text_encoder/config.json", "hidden_size", "16"),
+            "text_encoder: hidden_size is '16', expected a pos",
+        ),
+        (
+            set_value("text_encoder/config.json", "max_position_embeddings", -1),
+            "max_position_embeddings is -1, expected",
+        ),
+        (set_value("text_encoder/config.json", "model_type", "t5"), "text_encoder: model_type is 't5'"),
+        (set_value(SCHEDULER, "prediction_type", "sample"), "prediction_type is 'sample'"),
+        (set_value(SCHEDULER, "thresholding", True), "thresholding is True"),
+        (
+            set_value(SCHEDULER, "_class_name", "FlowMatchEulerDiscreteScheduler"),
             "scheduler: _class_name is 'FlowMatchEulerDiscreteScheduler'; supported: 'DDIMScheduler'",
         ),
-        (set_value("scheduler/scheduler_config.json", "_class_name", "EDMEulerScheduler"), "is 'EDMEulerScheduler'"),
-        (set_value("scheduler/scheduler_config.json", "beta_schedule", "nonsense"), "beta_schedule is 'nonsense'"),
-        (set_value("scheduler/scheduler_config.json", "timestep_spacing", "weird"), "timestep_spacing is 'weird'"),
-        (set_value("scheduler/scheduler_config.json", "use_flow_sigmas", True), "use_flow_sigmas is True"),
-        (set_value("scheduler/scheduler_config.json", "variance_type", "learned_range"), "variance_type is 'learned_"),
-        (drop_value("scheduler/scheduler_config.json", "beta_end"), "beta_start and beta_end are given is False"),
-        (set_value("scheduler/scheduler_config.json", "trained_betas", [0.1] * 3), "trained_betas, how many is 3"),
-        (set_value("scheduler/scheduler_config.json", "trained_betas", 1000), "trained_betas, how many is 'int'"),
+        (set_value(SCHEDULER, "_class_name", "EDMEulerScheduler"), "is 'EDMEulerScheduler'"),
+        (set_value(SCHEDULER, "beta_schedule", "nonsense"), "beta_schedule is 'nonsense'"),
+        (set_value(SCHEDULER, "timestep_spacing", "weird"), "timestep_spacing is 'weird'"),
+        (set_value(SCHEDULER, "use_flow_sigmas", True), "use_flow_sigmas is True"),
+        (set_value(SCHEDULER, "variance_type", "learned_range"), "variance_type is 'learned_"),
+        (drop_value(SCHEDULER, "beta_end"), "beta_start and beta_end are given is False"),
+        (set_value(SCHEDULER, "trained_betas", [0.1] * 3), "trained_betas, how many is 3"),
+        (set_value(SCHEDULER, "trained_betas", 1000), "trained_betas, how many is 'int'"),
         (remove("model_index.json"), "model_index.json is missing"),
         (remove("unet/config.json"), "unet/config.json is missing"),
         (write("vae/config.json", "{"), "vae/config.json is not valid JSON"),
+        (write("vae/config.json", "[" * 100_000), "vae/config.json is not valid JSON"),
         (write("vae/config.json", "[1]"), "vae/config.json: expected a JSON object"),
         (write("tokenizer/added_tokens.json", '{"<new>": 516}'), "tokenizer: '<new>' has the id 516, expected less"),
         (write("tokenizer/vocab.json", "{"), "tokenizer: the tokenizer cannot be read: "),
@@ -166,6 +222,18 @@ def test_what_is_missing_or_unsupported_is_named(folder: Path, edit: Edit, messa
         (
             set_value("unet/config.json", "projection_class_embeddings_input_dim", 60),
             "projection_class_embeddings_input_dim is 60; supported: 68",
+        ),
+        (
+            set_value("text_encoder_2/config.json", "hidden_size", None),
+            "text_encoder_2: hidden_size is None, expected a",
+        ),
+        (
+            set_value("text_encoder_2/config.json", "projection_dim", "20"),
+            "text_encoder_2: projection_dim is '20', expe",
+        ),
+        (
+            set_value("unet/config.json", "addition_time_embed_dim", None),
+            "unet: addition_time_embed_dim is None, expect",
         ),
         (set_value("text_encoder_2/config.json", "architectures", ["CLIPTextModel"]), "text_encoder_2: architectures"),
         (remove("text_encoder_2/model.safetensors"), "text_encoder_2: expected model.safetensors"),
@@ -197,6 +265,21 @@ def test_an_sdxl_vae_that_does_not_overflow_may_be_half(small_checkpoints: Path,
     folder = Path(shutil.copytree(small_checkpoints / "sdxl", tmp_path / "sdxl"))
     set_value("vae/config.json", "force_upcast", False)(folder)
     assert not read_checkpoint(folder).vae_upcast
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"timestep_spacing": "trailing", "steps_offset": 1},
+        {"num_train_timesteps": 500, "trained_betas": [0.1] * 500},
+    ],
+)
+def test_a_scheduler_may_leave_out_what_has_a_default(folder: Path, config: dict[str, Any]) -> None:
+    kept = ("_class_name", "beta_start", "beta_end", "beta_schedule")
+    values = json.loads((folder / SCHEDULER).read_text())
+    (folder / SCHEDULER).write_text(json.dumps({name: values[name] for name in kept} | config))
+    assert read_checkpoint(folder)
 
 
 def test_a_single_file_is_refused(tmp_path: Path) -> None:

@@ -375,6 +375,24 @@ def test_weights_that_are_damaged_or_incomplete_are_refused(
         export(options, progress)
 
 
+@pytest.mark.parametrize(
+    ("component", "key", "value"),
+    [
+        ("unet", "layers_per_block", None),
+        ("vae", "norm_num_groups", "2"),
+        ("text_encoder", "num_attention_heads", 0),
+        ("text_encoder", "num_hidden_layers", "1"),
+    ],
+)
+def test_a_config_that_makes_no_network_is_refused(
+    options: Options, progress: Progress, component: str, key: str, value: Any
+) -> None:
+    file = options.checkpoint / component / "config.json"
+    file.write_text(json.dumps(read_json(file) | {key: value}))
+    with pytest.raises(CheckpointError, match=f"^{component}: the weights cannot be loaded: "):
+        export(options, progress)
+
+
 def raising(error: type[BaseException]) -> Callable[..., None]:
     def fail(*_args: object) -> None:
         raise error
