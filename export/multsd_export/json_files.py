@@ -1,11 +1,22 @@
 """JSON files as this package writes them."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write indented JSON, ending in a line break."""
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write indented JSON, ending in a line break; a file is whole or as it was."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if file.exists() and not file.is_file():  # /dev/stdout and the like
+        file.write_text(text, encoding="utf-8")
+        return
+    file = file.resolve()  # a link stays one
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

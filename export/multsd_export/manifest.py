@@ -15,6 +15,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = 4  # of the manifest; 2 has engines, 3 the device, 4 the export that builds engines again
 PACKAGES = ("diffusers", "onnx", "onnxruntime", "onnxscript", "peft", "tokenizers", "torch", "transformers")
 FIELDS = {"format", "profile", "precision", "checkpoint", "versions", "inputs", "files"}  # in every format
+LATER_FIELDS = ("device", "limits", "parity", "networks", "engines")  # of those of format 4, what is read
 PACKAGE_FOLDER = Path(__file__).parent
 
 
@@ -59,7 +60,7 @@ def composed_manifest(output: Path) -> dict[str, Any]:
     """The manifest of a composed repository.
 
     Raises:
-        RepositoryError: there is none, or one of another format.
+        RepositoryError: there is none, or one of another format, or it lacks something.
     """
     manifest = read_manifest(output)
     if manifest is None:
@@ -67,6 +68,9 @@ def composed_manifest(output: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")
         raise RepositoryError(f"{output}: the manifest's format is {found}, expected {FORMAT}; compose it again.")
+    missing = [name for name in LATER_FIELDS if not isinstance(manifest.get(name), str | dict)]
+    if missing:
+        raise RepositoryError(f"{output}: the manifest has no {', '.join(missing)}; compose it again.")
     return manifest
 
 

@@ -70,12 +70,23 @@ def folder_source(path: Path) -> Source:
 
 def _hub_source(repository: str, revision: str, records: Path) -> Source:
     record = records / f"{repository.replace('/', '--')}@{revision}.json"
-    path = _kept_snapshot(repository, revision) if record.is_file() else None
-    if path is None:
+    kept = _read_record(record)
+    path = _kept_snapshot(repository, revision) if kept else None
+    if kept is None or path is None:
         licence, path = _fetch(repository, revision)
+        kept = {"licence": licence}
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(record, {"licence": licence})
-    return Source(path, repository, revision, json.loads(record.read_text(encoding="utf-8"))["licence"])
+        write_json(record, kept)
+    return Source(path, repository, revision, kept["licence"])
+
+
+def _read_record(record: Path) -> dict[str, str | None] | None:
+    """What is known of a repository; None where there is no record, or a damaged one."""
+    try:
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        return {"licence": kept["licence"]}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _kept_snapshot(repository: str, revision: str) -> Path | None:

@@ -374,6 +374,24 @@ def test_check_engines_needs_a_composed_repository(tmp_path: Path) -> None:
     assert "expected a composed repository with manifest.json, found none" in result.output
 
 
+@pytest.mark.parametrize("text", ["[]", "{", '{"name": "my shop"}'])
+def test_check_engines_needs_the_manifest_of_an_export(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    result = CliRunner().invoke(app, ["check-engines", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "expected a composed repository with manifest.json, found none" in result.output
+
+
+def test_a_manifest_that_lacks_something_is_refused(exported: Exported, tmp_path: Path) -> None:
+    output = exported.copy(tmp_path).output
+    manifest = json.loads((output / "manifest.json").read_text())
+    del manifest["engines"]
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    result = CliRunner().invoke(app, ["check-engines", str(output)])
+    assert result.exit_code == 1
+    assert "the manifest has no engines; compose it again." in result.output
+
+
 def test_check_engines_refuses_a_repository_without_engines(exported: Exported) -> None:
     result = CliRunner().invoke(app, ["check-engines", str(exported.options.output)])
     assert result.exit_code == 1

@@ -86,6 +86,16 @@ def test_a_cache_that_was_emptied_is_filled_again(hub: Hub, tmp_path: Path) -> N
     assert first.path.is_dir()
 
 
+@pytest.mark.parametrize("damaged", ["", '{"licen', "[]", "{}"])
+def test_a_damaged_record_is_written_again(hub: Hub, tmp_path: Path, damaged: str) -> None:
+    first = resolve_source(f"owner/model@{REVISION}", tmp_path / "records")
+    (record,) = (tmp_path / "records").iterdir()
+    record.write_text(damaged)
+    assert resolve_source(f"owner/model@{REVISION}", tmp_path / "records") == first
+    hub.online = False
+    assert resolve_source(f"owner/model@{REVISION}", tmp_path / "records") == first
+
+
 @pytest.mark.parametrize("revision", ["main", "0123abc", REVISION.upper(), "", f"{REVISION}0"])
 def test_a_revision_that_can_move_is_refused_before_any_request(hub: Hub, tmp_path: Path, revision: str) -> None:
     with pytest.raises(CheckpointError, match=r"owner/model: the revision is .* expected a commit of 40 hexadecimal"):
