@@ -15,6 +15,7 @@ from multsd_export.json_files import write_json
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>.*))?")
 REVISION = re.compile(r"[0-9a-f]{40}")
+SNAPSHOT = re.compile(rf"models--(?P<repository>[\w.-]+)/snapshots/(?P<revision>{REVISION.pattern})")
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 # A repository's root often holds the same weights once more, in one file: components alone are fetched.
 PATTERNS = (
@@ -62,9 +63,9 @@ def resolve_source(text: str, records: Path) -> Source:
 def folder_source(path: Path) -> Source:
     """A folder; a hub snapshot that already lies at `models--owner--name/snapshots/<commit>` tells its origin."""
     resolved = path.resolve()
-    if resolved.parent.name == "snapshots":
-        name = resolved.parent.parent.name.removeprefix("models--").replace("--", "/")
-        return Source(path, name, resolved.name, None)
+    snapshot = SNAPSHOT.fullmatch("/".join(resolved.parts[-3:]))
+    if snapshot:
+        return Source(path, snapshot["repository"].replace("--", "/"), snapshot["revision"], None)
     return Source(path, resolved.name, None, None)
 
 

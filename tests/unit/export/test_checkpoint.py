@@ -14,6 +14,7 @@ from multsd_export.errors import CheckpointError
 from multsd_export.families import SUPPORTED
 
 Edit = Callable[[Path], None]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -71,11 +72,21 @@ def test_numbers_come_from_the_checkpoints_own_configs(checkpoint_folder: Path) 
     assert (checkpoint.name, checkpoint.revision) == ("checkpoint", None)
 
 
-def test_a_hub_snapshot_gives_name_and_revision(checkpoint_folder: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--owner--model" / "snapshots" / "0123abc"
-    shutil.copytree(checkpoint_folder, snapshot)
-    checkpoint = read_checkpoint(snapshot)
-    assert (checkpoint.name, checkpoint.revision) == ("owner/model", "0123abc")
+@pytest.mark.parametrize(
+    ("folder", "name", "revision"),
+    [
+        (f"models--owner--model/snapshots/{COMMIT}", "owner/model", COMMIT),
+        ("models--owner--model/snapshots/main", "main", None),
+        (f"data/snapshots/{COMMIT}", COMMIT, None),
+        ("data/snapshots/2024-05-01", "2024-05-01", None),
+    ],
+)
+def test_a_hub_snapshot_gives_name_and_revision(
+    checkpoint_folder: Path, tmp_path: Path, folder: str, name: str, revision: str | None
+) -> None:
+    shutil.copytree(checkpoint_folder, tmp_path / folder)
+    checkpoint = read_checkpoint(tmp_path / folder)
+    assert (checkpoint.name, checkpoint.revision) == (name, revision)
 
 
 def test_the_digest_changes_with_any_file_that_is_used(folder: Path) -> None:
