@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -340,12 +341,17 @@ NAME, PART = "app.kubernetes.io/name", "app.kubernetes.io/part-of"
     trigger["metadata"]["serverAddress"].removeprefix("http://").split(".")[1] for trigger in KEDA["triggers"]
 }
 OUTSIDE = Peer("", address="203.0.113.7")
-NAMES_SERVER = Peer("kube-system", {"k8s-app": "kube-dns"})
-NODES_CACHE = Peer("", address="169.254.20.10")  # of names, where a node has one
+# Who tells names, and at which port: CoreDNS, a node's cache by its address and by its pod, Google's and OpenShift's.
+NAME_SERVERS = [
+    (Peer("kube-system", {"k8s-app": "kube-dns"}), 53),
+    (Peer("", address="169.254.20.10"), 53),
+    (Peer("kube-system", {"k8s-app": "node-local-dns"}), 53),
+    (Peer("", address="169.254.169.254"), 53),
+    (Peer("openshift-dns", {"dns.operator.openshift.io/daemonset-dns": "default"}), 5353),
+]
 STRANGERS = [
     OUTSIDE,
-    NODES_CACHE,
-    NAMES_SERVER,
+    *(server for server, _ in NAME_SERVERS),
     *(
         Peer(namespace, {key: value for key, value in ((NAME, own), (PART, part)) if value})
         for namespace in ("multsd", PROMETHEUS_NAMESPACE, "kube-system", "default")
@@ -389,23 +395,28 @@ def who_reaches(objects: list[Object], workload: str) -> set[tuple[str, str, int
 
 
 def what_it_reaches(objects: list[Object], workload: str) -> set[tuple[str, str, int, str]]:
-    """Namespace (else address) and name of what a workload's pods may ask, with port and protocol."""
+    """Namespace (else address) and name of what a workload's pods may ask, with port and protocol; but for names."""
     source = own_pod(objects, workload)
     targets = [*STRANGERS, *(own_pod(objects, each) for each in pods(objects))]
     return {
         (target.namespace or target.address, next(iter(target.labels.values()), ""), port, protocol)
         for target in targets
         for port, protocol in PORTS
-        if goes_out(policies_of(objects), source, target, port, protocol)
+        if port != 53 and goes_out(policies_of(objects), source, target, port, protocol)
+    }
+
+
+def hears_names(objects: list[Object], workload: str) -> set[bool]:
+    """Whether a workload's pods may ask those that tell names, of whatever cluster."""
+    source, policies = own_pod(objects, workload), policies_of(objects)
+    return {
+        goes_out(policies, source, server, port, protocol)
+        for server, port in NAME_SERVERS
+        for protocol in ("TCP", "UDP")
     }
 
 
 TRITONS_CALLERS = {("multsd", GATEWAY, 8001, "TCP"), (PROMETHEUS_NAMESPACE, "prometheus", 8002, "TCP")}
-DNS = {
-    (*server, 53, each)
-    for server in (("kube-system", "kube-dns"), (NODES_CACHE.address, ""))
-    for each in ("TCP", "UDP")
-}
 
 
 @each_overlay
@@ -415,7 +426,21 @@ def test_only_the_gateway_reaches_triton_and_prometheus_its_metrics(name: str) -
 
 @each_overlay
 def test_the_gateway_reaches_triton_and_names_and_nothing_else(name: str) -> None:
-    assert what_it_reaches(overlay(name), GATEWAY) == {("multsd", TRITON, 8001, "TCP")} | DNS
+    assert what_it_reaches(overlay(name), GATEWAY) == {("multsd", TRITON, 8001, "TCP")}
+    assert hears_names(overlay(name), GATEWAY) == {True}
+
+
+@pytest.mark.parametrize("name", ["autoscaling", "autoscaling-hpa"])
+def test_images_are_named_once_for_an_overlay_and_those_upon_it(name: str, tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    below = tmp_path / "kubernetes" / "overlays" / "gpu-tensorrt" / "kustomization.yaml"
+    below.write_text(below.read_text().replace("newTag: 0.1.0", "newTag: 0.2.0"))
+    images = {
+        container["image"].partition(":")[2]
+        for pod in pods(build(tmp_path / "kubernetes" / "overlays" / name)).values()
+        for container in containers(pod)
+    }
+    assert images == {"0.2.0", "0.2.0-tensorrt"}
 
 
 @each_overlay
@@ -423,8 +448,10 @@ def test_triton_reaches_nothing_but_its_bucket(name: str) -> None:
     reached = what_it_reaches(overlay(name), TRITON)
     if name != "gpu-object-storage":
         assert reached == set()
+        assert hears_names(overlay(name), TRITON) == {False}
         return
-    assert {(port, protocol) for *_, port, protocol in reached} == {(443, "TCP"), (53, "TCP"), (53, "UDP")}
+    assert {(port, protocol) for *_, port, protocol in reached} == {(443, "TCP")}
+    assert hears_names(overlay(name), TRITON) == {True}
 
 
 @each_overlay
@@ -488,7 +515,8 @@ def test_a_verification_reaches_both_tritons_and_opens_them_to_nobody_else(name:
     assert who_reaches(objects, TRITON) == TRITONS_CALLERS | {own}
     assert who_reaches(objects, GRAPHS) == {own}
     assert who_reaches(objects, VERIFY) == set()
-    assert what_it_reaches(objects, VERIFY) == {("multsd", each, 8001, "TCP") for each in (TRITON, GRAPHS)} | DNS
+    assert what_it_reaches(objects, VERIFY) == {("multsd", each, 8001, "TCP") for each in (TRITON, GRAPHS)}
+    assert hears_names(objects, VERIFY) == {True}
     assert what_it_reaches(objects, GATEWAY) == what_it_reaches(overlay(name), GATEWAY)
     assert what_it_reaches(objects, TRITON) == what_it_reaches(objects, GRAPHS) == set()
     for source, port in ((own_pod(objects, VERIFY), 8001), (own_pod(objects, VERIFY), 8002)):

@@ -312,9 +312,29 @@ def test_every_metric_that_a_runbook_names_exists() -> None:
     assert named <= set(known_labels())
 
 
+def intervals() -> set[int]:
+    """Seconds between two looks, of every job and of every group of rules."""
+    (configuration,) = documents(FOLDER / "prometheus.yaml")
+    told = [job["scrape_interval"] for job in configuration["scrape_configs"]]
+    return {int(each.removesuffix("s")) for each in [*told, *(group["interval"] for group in RULES["groups"])]}
+
+
+def test_no_rate_is_taken_over_less_than_four_samples() -> None:
+    """Whatever the interval of the Prometheus that takes the jobs and the rules in; of two samples rates are empty."""
+    shortest = min(int(minutes) * 60 for rule in EVERY for minutes in re.findall(r"\[(\d+)m\]", rule["expr"]))
+    assert max(intervals()) * 4 <= shortest
+
+
+def test_a_long_queue_is_shorter_than_what_a_triton_refuses() -> None:
+    """Of a GPU that evaluates 150 rows a second, as the autoscaling has it, and of one that is twice as fast."""
+    seconds = float(ALERTS["MultsdLongQueue"]["expr"].rpartition(">")[2])
+    config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
+    (rows,) = re.findall(r'"max_waiting_rows" value \{ string_value: "(\d+)"', config)
+    assert seconds * 150 * 2 < int(rows)
+
+
 def test_prometheus_sees_every_triton_ready_between_two_restarts() -> None:
     """Else a rolling restart of many would look like one Triton that is away all the time."""
-    (configuration,) = documents(FOLDER / "prometheus.yaml")
-    seconds = int(configuration["global"]["scrape_interval"].removesuffix("s"))
+    (seconds,) = intervals()
     described = find(build(KUBERNETES / "overlays" / "autoscaling"), "StatefulSet", "multsd-triton")
     assert described["spec"]["minReadySeconds"] >= 2 * seconds

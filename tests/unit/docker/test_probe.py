@@ -203,7 +203,8 @@ def test_what_a_killed_server_leaves_is_removed_before_the_next_one_starts(probe
     assert target == f"/opt/nvidia/entrypoint.d/{Path(source).name}"
     command = ["bash", "-euc", 'rm() { printf "%s\\n" "$@"; }; set -f; . "$1"', "bash", str(ROOT / source)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == ["-f", "/dev/shm/triton_python_backend_shm_region_*", str(probe.NOTE)]  # noqa: S108
+    shared_memory = "/dev/shm/triton_python_backend_shm_region_*"  # noqa: S108
+    assert ended.stdout.split() == ["-f", shared_memory, str(probe.NOTE), "-rf", "/tmp/folder??????"]  # noqa: S108
 
 
 def test_a_server_that_is_away_or_silent_is_a_fault(

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from multsd_client import triton
 from multsd_client.tensors import ModelRequest, Picture, Progress, Update
+from multsd_gateway import inference
 from multsd_gateway.errors import (
     DeadlineExceededError,
     GatewayError,
@@ -324,6 +326,15 @@ def test_a_token_that_no_header_can_carry_ends_the_start_without_being_told(tmp_
     (tmp_path / "token").write_text("secret\nother")
     with pytest.raises(ValueError, match=r"^triton_token_file: expected printable ASCII .* on one line, found others$"):
         triton_access(settings(triton_token_file=tmp_path / "token"))
+
+
+@pytest.mark.parametrize("channel", [inference._CHANNEL, triton._CHANNEL], ids=["gateway", "client"])
+def test_the_address_of_a_pod_that_has_come_back_is_asked_for_as_often_as_it_is_tried(
+    channel: list[tuple[str, int]],
+) -> None:
+    """By itself gRPC asks twice a minute: a Triton with another address was found after 27 to 30 s, with this after 1."""
+    options = dict(channel)
+    assert options["grpc.dns_min_time_between_resolutions_ms"] <= options["grpc.max_reconnect_backoff_ms"]
 
 
 def test_a_model_that_is_not_loaded_is_unavailable() -> None:
