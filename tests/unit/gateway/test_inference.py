@@ -332,7 +332,7 @@ def test_a_token_that_no_header_can_carry_ends_the_start_without_being_told(tmp_
 def test_the_address_of_a_pod_that_has_come_back_is_asked_for_as_often_as_it_is_tried(
     channel: list[tuple[str, int]],
 ) -> None:
-    """By itself gRPC asks twice a minute: a Triton with another address was found after 27 to 30 s, with this after 1."""
+    """By itself gRPC asks twice a minute: a Triton at another address was found after 27 to 30 s, with this after 1."""
     options = dict(channel)
     assert options["grpc.dns_min_time_between_resolutions_ms"] <= options["grpc.max_reconnect_backoff_ms"]
 
