@@ -333,6 +333,27 @@ def test_a_long_queue_is_shorter_than_what_a_triton_refuses() -> None:
     assert seconds * 150 * 2 < int(rows)
 
 
+def test_runbooks_tell_a_missing_secret_by_what_refers_to_it() -> None:
+    """A volume: FailedMount, while the pod is being created. The environment: CreateContainerConfigError."""
+    text = " ".join(RUNBOOKS.split())
+    (mounted,) = re.findall(
+        r"\*ContainerCreating\*, and an event \*FailedMount\* in [^:]+: the Secret `([\w-]+)`", text
+    )
+    gateway = pods(build(KUBERNETES / "overlays" / "cpu-demo"))["multsd-gateway"]
+    assert mounted in [each["secret"]["secretName"] for each in gateway["volumes"] if "secret" in each]
+    ((overlay, read),) = re.findall(r"\*CreateContainerConfigError\*, with `([\w-]+)`: the Secret `([\w-]+)`", text)
+    (triton,) = pods(build(KUBERNETES / "overlays" / overlay))["multsd-triton"]["containers"]
+    assert triton["envFrom"] == [{"secretRef": {"name": read}}]
+
+
+def test_runbooks_describe_the_autoscaler_that_each_overlay_has() -> None:
+    described = set(re.findall(r"`kubectl describe (scaledobject|hpa) ([\w-]+)`", RUNBOOKS))
+    assert {kind for kind, _ in described} == {"scaledobject", "hpa"}
+    for overlay, kind in (("autoscaling", "ScaledObject"), ("autoscaling-hpa", "HorizontalPodAutoscaler")):
+        for name in (name for short, name in described if (short == "hpa") == (kind != "ScaledObject")):
+            find(build(KUBERNETES / "overlays" / overlay), kind, name)
+
+
 def test_prometheus_sees_every_triton_ready_between_two_restarts() -> None:
     """Else a rolling restart of many would look like one Triton that is away all the time."""
     (seconds,) = intervals()
