@@ -70,10 +70,15 @@ def test_every_build_command_has_its_file_and_target() -> None:
         assert re.search(rf":{re.escape(PYPROJECT['project']['version'])}(-{target})?$", tag)
 
 
-def block(first_word: str) -> list[str]:
-    """The lines of the one block of commands that begins so."""
+def script(first_word: str) -> str:
+    """The one block of commands that begins so."""
     (found,) = re.findall(rf"```sh\n({re.escape(first_word)}.*?)```", README, flags=re.DOTALL)
-    return str(found).splitlines()
+    return str(found)
+
+
+def block(first_word: str) -> list[str]:
+    """The lines of a block of commands, continued ones joined."""
+    return re.sub(r"\\\n\s*", "", script(first_word)).splitlines()
 
 
 def test_a_cluster_takes_ten_commands_and_a_picture_one_more() -> None:
@@ -241,20 +246,31 @@ def test_the_image_of_the_exporter_starts_it_so_that_options_follow_its_name() -
 
 
 @pytest.mark.parametrize("task", ["prepare", "verify"])
-def test_the_commands_of_a_task_are_those_of_its_file_and_wait_for_what_it_makes(task: str) -> None:
-    folder = KUBERNETES / task
-    comment = re.findall(r"^#   (kubectl .+)$", (folder / "kustomization.yaml").read_text(), flags=re.MULTILINE)
-    lines = block("kubectl apply -k docker/kubernetes/verify" if task == "verify" else "kubectl -n multsd apply -f ")
-    assert lines == comment
-    objects = build(folder)
+def test_the_commands_of_a_task_name_the_registry_and_wait_until_its_job_is_complete(tmp_path: Path, task: str) -> None:
+    start = """sed -i "s#{name: \\(multsd-[a-z]*\\), newTag#{name: \\1, newName: $REGISTRY/\\1, newTag#" \\\n"""
+    lines = block(f"{start}  docker/kubernetes/{task}/")
+    shutil.copytree(DOCKER, tmp_path / "docker")
+    for _ in range(2):  # whoever runs the task again runs the command again
+        named = f"REGISTRY=registry.example.org/multsd\n{lines[0]}"
+        subprocess.run(["/bin/sh", "-ec", named], cwd=tmp_path, check=True)
+    objects = build(tmp_path / "docker" / "kubernetes" / task)
+    images = [container["image"] for pod in pods(objects).values() for container in containers(pod)]
+    assert [image for image in images if image.count("registry.example.org/multsd/multsd-") != 1] == []
+    assert f"kubectl apply -k docker/kubernetes/{task}" in lines
     job = find(objects, "Job", f"multsd-{task}")
-    assert lines[-2] == f"kubectl -n multsd logs -f job/{job['metadata']['name']}"
-    (selector,) = (line.split(" -l ")[1] for line in lines if " wait " in line)
-    assert dict([selector.split("=")]).items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    (wait,) = (line.split() for line in lines if " wait " in line)
+    assert wait[-1] == f"job/{job['metadata']['name']}"
+    assert "--for=condition=complete" in wait
+    (hours,) = (int(word[len("--timeout=") : -1]) for word in wait if re.fullmatch(r"--timeout=\d+h", word))
+    assert hours * 3600 >= job["spec"].get("activeDeadlineSeconds", 0)
     for line in lines:
         if "rollout status" in line:
             find(objects, "Deployment", line.rpartition("/")[2])
-    assert lines[-1] == f"kubectl delete -k docker/kubernetes/{task}"
+    assert not any("delete" in line for line in lines), "while the Job may still run"
+    text = " ".join(README.split())
+    assert f"`kubectl -n multsd logs -f {wait[-1]}`" in text
+    assert f"`kubectl -n multsd describe job {job['metadata']['name']}`" in text
+    assert f"`kubectl delete -k docker/kubernetes/{task}`" in text
 
 
 def test_the_memory_of_an_export_is_that_of_the_manifests() -> None:
