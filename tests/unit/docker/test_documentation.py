@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ from tests.unit.docker.files import (
     last,
     stages,
 )
-from tests.unit.docker.kustomize import KUBERNETES, build, containers, find, pods
+from tests.unit.docker.kustomize import KUBERNETES, OVERLAYS, build, containers, find, pods
 
 README = (DOCKER / "README.md").read_text()
 RUNBOOKS = (DOCKER / "runbooks.md").read_text()
@@ -42,6 +44,11 @@ def test_every_link_leads_somewhere(text: str) -> None:
         path, _, anchor = link.partition("#")
         assert (DOCKER / path).exists(), link
         assert not anchor or anchor in anchors((DOCKER / path).read_text() if path else text), link
+
+
+@PAGES
+def test_lines_are_no_longer_than_those_of_the_code(text: str) -> None:
+    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 def anchors(text: str) -> set[str]:
@@ -79,6 +86,21 @@ def script(first_word: str) -> str:
 def block(first_word: str) -> list[str]:
     """The lines of a block of commands, continued ones joined."""
     return re.sub(r"\\\n\s*", "", script(first_word)).splitlines()
+
+
+def given_to_kubectl(commands: str, folder: Path) -> list[dict[str, Any]]:
+    """The objects that commands give to kubectl on standard input, run in a folder without a cluster."""
+    stand_in, given = folder / "programs" / "kubectl", folder / "given.yaml"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\ncase "$*" in *"-f -"*) echo ---; cat ;; esac >> "$GIVEN"\n')
+    stand_in.chmod(0o755)
+    variables = {
+        "PATH": f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}",
+        "GIVEN": str(given),
+        "REGISTRY": "registry.example.org/multsd",
+    }
+    subprocess.run(["/bin/sh", "-euc", commands], cwd=folder, env=variables, check=True)
+    return documents(given)
 
 
 def test_a_cluster_takes_ten_commands_and_a_picture_one_more() -> None:
@@ -123,6 +145,79 @@ def test_the_command_of_an_upgrade_gives_exporter_and_triton_the_new_release(tmp
             variables = {each["name"]: each.get("value") for each in own["containers"][0]["env"]}
             assert variables["RELEASE"] == "2", task
     assert status.split()[-1] == "statefulset/multsd-triton"
+
+
+def test_the_command_that_changes_the_tags_changes_those_of_every_image(tmp_path: Path) -> None:
+    old = str(PYPROJECT["project"]["version"])
+    shutil.copytree(DOCKER, tmp_path / "docker")
+    subprocess.run(["/bin/sh", "-ec", script("sed -i 's/newTag")], cwd=tmp_path, check=True)
+    kustomizations = list((tmp_path / "docker").rglob("kustomization.yaml"))
+    tags = [tag for path in kustomizations for tag in re.findall(r"newTag: ([\w.-]+)", path.read_text())]
+    assert tags
+    assert [tag for tag in tags if not re.fullmatch(r"0\.2\.0(-cpu|-tensorrt)?", tag)] == []
+    folders = [path.parent for path in kustomizations if path.parent.name != "base"]
+    assert len(folders) == len(OVERLAYS) + 2
+    for folder in folders:
+        for name, pod in pods(build(folder)).items():
+            images = [container["image"] for container in containers(pod)]
+            assert [image for image in images if f":{old}" in image] == [], f"{folder.name}: {name}"
+
+
+def test_the_pod_that_fills_the_checkpoints_volume_is_restricted_and_writes_to_that_claim(tmp_path: Path) -> None:
+    commands = script(
+        "kubectl -n multsd apply -f docker/kubernetes/overlays/gpu-tensorrt/models.yaml\nkubectl -n multsd apply -f -"
+    )
+    (pod,) = given_to_kubectl(commands, tmp_path)
+    assert pod["kind"] == "Pod"
+    name, spec = pod["metadata"]["name"], pod["spec"]
+    triton = pods(build(KUBERNETES / "overlays" / "gpu-tensorrt"))["multsd-triton"]
+    assert triton["securityContext"] == spec["securityContext"] | {"fsGroupChangePolicy": "OnRootMismatch"}
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    (volume,), (mount,) = spec["volumes"], container["volumeMounts"]
+    (read,) = (each for each in triton["volumes"] if each["name"] == "checkpoint")
+    assert volume["persistentVolumeClaim"]["claimName"] == read["persistentVolumeClaim"]["claimName"]
+    assert "readOnly" not in volume["persistentVolumeClaim"] | mount
+    image = container["image"].removeprefix("registry.example.org/multsd/")
+    assert image in [each["image"] for each in triton["initContainers"]]
+    *_, wait, copy, shown, deleted = commands.splitlines()
+    assert wait.endswith(f"pod/{name}")
+    (release,) = {each["value"] for each in triton["initContainers"][0]["env"] if each["name"] == "RELEASE"}
+    assert copy.endswith(f" {name}:{mount['mountPath']}/{release}")
+    assert f" exec {name} -- " in shown
+    assert f" delete pod {name} " in deleted
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate.validate(pod, "1.27", strict=True)
+
+
+def test_the_secret_of_the_object_storage_is_made_with_the_name_that_its_overlay_reads() -> None:
+    (command,) = block("kubectl -n multsd create secret generic multsd-object-storage")
+    overlay = KUBERNETES / "overlays" / "gpu-object-storage"
+    (container,) = pods(build(overlay))["multsd-triton"]["containers"]
+    (source,) = container["envFrom"]
+    assert shlex.split(command)[6] == source["secretRef"]["name"]
+    names = re.findall(r"--from-literal=(\w+)=", command)
+    assert names == re.findall(r"--from-literal=(\w+)=", (overlay / "kustomization.yaml").read_text())
+    (repository,) = (each for each in container["args"] if each.startswith("--model-repository="))
+    (bucket,) = re.findall(r"`(s3://[\w-]+)` in `--model-repository`", " ".join(README.split()))
+    assert repository.startswith(f"--model-repository={bucket}/")
+    assert "AWS_DEFAULT_REGION" in {each["name"] for each in container["env"]}
+
+
+def test_the_kind_of_gpu_is_in_as_many_places_as_are_told() -> None:
+    (kind,) = re.findall(r"^- `(NVIDIA-\w+)` in `triton-patch.yaml` \(three places; two with", README, re.MULTILINE)
+    for overlay, places in {"gpu-tensorrt": 3, "gpu-object-storage": 2}.items():
+        assert (KUBERNETES / "overlays" / overlay / "triton-patch.yaml").read_text().count(kind) == places
+
+
+def test_what_is_before_the_gateway_is_told_to_allow_what_the_gateway_allows() -> None:
+    settings = find(DEMO, "ConfigMap", "multsd-gateway")["data"]
+    assert "MULTSD_MAX_BODY_BYTES" not in settings, "the default holds"
+    seconds = int(settings["MULTSD_REQUEST_SECONDS"])
+    assert (
+        f"up to `MULTSD_REQUEST_SECONDS` ({seconds} s) without a byte sent, so a timeout of at least {seconds + 10} s; "
+        f"bodies of at least `MULTSD_MAX_BODY_BYTES` ({Settings().max_body_bytes})"
+    ) in " ".join(README.split())
 
 
 def test_tokens_are_changed_in_the_secret_that_gateways_mount_and_gateways_restarted() -> None:
