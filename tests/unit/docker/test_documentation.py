@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from multsd_gateway.settings import Settings
 from tests.benchmarks import tritons
@@ -218,6 +219,15 @@ def test_what_is_before_the_gateway_is_told_to_allow_what_the_gateway_allows() -
         f"up to `MULTSD_REQUEST_SECONDS` ({seconds} s) without a byte sent, so a timeout of at least {seconds + 10} s; "
         f"bodies of at least `MULTSD_MAX_BODY_BYTES` ({Settings().max_body_bytes})"
     ) in " ".join(README.split())
+
+
+def test_the_commands_for_the_prometheus_operator_give_it_every_job_and_rule(tmp_path: Path) -> None:
+    shutil.copytree(DOCKER / "observability", tmp_path / "docker" / "observability")
+    (rule,) = given_to_kubectl(script("sed '1,/^scrape_configs:/d'"), tmp_path)
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert [rule["spec"]] == documents(DOCKER / "observability" / "rules.yaml")
+    (configuration,) = documents(DOCKER / "observability" / "prometheus.yaml")
+    assert yaml.safe_load((tmp_path / "scrape.yaml").read_text()) == configuration["scrape_configs"]
 
 
 def test_tokens_are_changed_in_the_secret_that_gateways_mount_and_gateways_restarted() -> None:
