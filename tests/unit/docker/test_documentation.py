@@ -123,7 +123,8 @@ def test_the_command_that_names_the_registry_names_it_for_every_image(tmp_path: 
         ]
     (command,) = (each for each in commands if each.startswith("sed "))
     shutil.copytree(DOCKER, tmp_path / "docker")
-    subprocess.run(["/bin/sh", "-ec", f"{registry}\n{command}"], cwd=tmp_path, check=True)
+    for _ in range(2):  # whoever takes up another overlay runs it again
+        subprocess.run(["/bin/sh", "-ec", f"{registry}\n{command}"], cwd=tmp_path, check=True)
     pushed = {re.findall(r"-t (\S+)", each)[0] for each in commands if each.startswith("docker build")}
     if overlay == "gpu-object-storage":  # nothing is exported there
         pushed = {each for each in pushed if "multsd-export" not in each}
@@ -132,6 +133,9 @@ def test_the_command_that_names_the_registry_names_it_for_every_image(tmp_path: 
     assert {container["image"] for pod in built for container in containers(pod)} == {
         image.replace("$REGISTRY", name) for image in pushed
     }
+    for task in ("prepare", "verify"):
+        of_task = pods(build(tmp_path / "docker" / "kubernetes" / task)).values()
+        assert {each["image"].count(f"{name}/multsd-") for pod in of_task for each in containers(pod)} == {1}
 
 
 def test_the_command_of_an_upgrade_gives_exporter_and_triton_the_new_release(tmp_path: Path) -> None:
@@ -350,17 +354,17 @@ def test_the_image_of_the_exporter_starts_it_so_that_options_follow_its_name() -
         check_command("multsd-export", [*entry.words()[1:], *COMPOSE[1]["export"]["command"]])
 
 
-@pytest.mark.parametrize("task", ["prepare", "verify"])
-def test_the_commands_of_a_task_name_the_registry_and_wait_until_its_job_is_complete(tmp_path: Path, task: str) -> None:
-    start = """sed -i "s#{name: \\(multsd-[a-z]*\\), newTag#{name: \\1, newName: $REGISTRY/\\1, newTag#" \\\n"""
-    lines = block(f"{start}  docker/kubernetes/{task}/")
-    shutil.copytree(DOCKER, tmp_path / "docker")
-    for _ in range(2):  # whoever runs the task again runs the command again
-        named = f"REGISTRY=registry.example.org/multsd\n{lines[0]}"
-        subprocess.run(["/bin/sh", "-ec", named], cwd=tmp_path, check=True)
-    objects = build(tmp_path / "docker" / "kubernetes" / task)
-    images = [container["image"] for pod in pods(objects).values() for container in containers(pod)]
-    assert [image for image in images if image.count("registry.example.org/multsd/multsd-") != 1] == []
+MODELS = "kubectl -n multsd apply -f docker/kubernetes/overlays/gpu-tensorrt/models.yaml"
+TASKS = {
+    "prepare": f"{MODELS}\nkubectl apply -k docker/kubernetes/prepare",
+    "verify": "kubectl apply -k docker/kubernetes/verify",
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_commands_of_a_task_wait_until_its_job_is_complete(task: str) -> None:
+    lines = block(TASKS[task])
+    objects = build(KUBERNETES / task)
     assert f"kubectl apply -k docker/kubernetes/{task}" in lines
     job = find(objects, "Job", f"multsd-{task}")
     (wait,) = (line.split() for line in lines if " wait " in line)
