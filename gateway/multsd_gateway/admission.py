@@ -27,7 +27,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,6 +39,9 @@ OnPlace = Callable[[int], Awaitable[None]]  # with how many wait before this one
 ASIDE = 32  # rows that take about as long as all the rest of a picture: its texts, its decoding
 KNOWN_PICTURES = 5  # that the pace is known by
 NO_TIME = 0.05  # seconds: who has no more left had all of its time
+
+
+LOOK_SECONDS = 1.0  # between looks whether there is room
 
 
 @dataclass(eq=False, slots=True)
@@ -200,7 +203,9 @@ class Admission:
                 if on_place is not None and place != told:
                     await on_place(place)
                     told = place
-                await moved.wait()
+                with suppress(TimeoutError):  # a Triton that has come back moves the queue, and tells nobody here
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await moved.wait()
             self._working += 1
         finally:
             self._queue.remove(ticket)

@@ -55,7 +55,7 @@ class BalancedPainter:
             if on_progress is not None:
                 await on_progress(update)
 
-        while (endpoint := self._choose(tried)) is not None:
+        while (endpoint := self._choose(tried, request)) is not None:
             tried.append(endpoint)
             endpoint.in_flight += 1
             try:
@@ -112,16 +112,17 @@ class BalancedPainter:
         await asyncio.gather(*self._probes, return_exceptions=True)
         await asyncio.gather(*(each.painter.close() for each in self.endpoints))
 
-    def _choose(self, tried: Sequence[Endpoint]) -> Endpoint | None:
+    def _choose(self, tried: Sequence[Endpoint], request: ModelRequest | None = None) -> Endpoint | None:
         """The least busy that is ready, in turn; where none is, any may be back sooner than its next probe.
 
-        None where each of those was tried.
+        Before all, one whose own limits are not below the request. None where each of those was tried.
         """
         ready = [each for each in self.endpoints if each.ready]
         left = [each for each in ready or self.endpoints if each not in tried]
         if not left:
             return None
-        chosen = min(left, key=lambda each: (each.in_flight, each.turn))
+        able = [each for each in left if request and all(takes(told, request) for told in each.painter.descriptions())]
+        chosen = min(able or left, key=lambda each: (each.in_flight, each.turn))
         chosen.turn = next(self._turns)
         return chosen
 
@@ -157,6 +158,17 @@ class BalancedPainter:
         except TimeoutError:
             return f"no answer within {self._probe_seconds:g} s"
         return f"not ready: {', '.join(missing)}" if missing else ""
+
+
+def takes(model: ModelDescription, request: ModelRequest) -> bool:
+    """Whether a model takes a request, as far as it has told: while one is replaced by another, limits may differ."""
+    asked = {
+        "max_steps": request.num_inference_steps or 0,
+        "max_pixels": request.height * request.width,
+        "max_regions": len(request.prompts),
+    }
+    known = not model.samplers or request.scheduler is None or request.scheduler in model.samplers
+    return known and all(value <= model.number(name, value) for name, value in asked.items())
 
 
 def _later(request: ModelRequest, seconds: float) -> ModelRequest:

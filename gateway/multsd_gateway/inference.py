@@ -44,6 +44,7 @@ _SILENT = re.compile(r"(\w+): (?:no answer for [\d.]+ s|(?:\[request id: [^\]]*\
 
 _END_SECONDS = 2.0  # after its picture, in which Triton ends a stream
 _PING_SECONDS = 1.0
+_DESCRIBED_SECONDS = 30.0  # after which the model is asked again what it is: another may be served at the same address
 _PROBE_SECONDS = 3.0  # between two probes of the model
 _SUSPECT_SECONDS = 1.0  # that a model under suspicion has to refuse a request
 _HUNG_SECONDS = 10.0  # that any other has
@@ -168,6 +169,7 @@ class TritonPainter:
         self._description: ModelDescription | None = None
         self._probe: asyncio.Task[bool] | None = None  # the last one; one at a time serves all who want to know
         self._probed = -math.inf  # when it was begun, by the event loop's clock
+        self._described = 0.0  # when, by the event loop's clock
         self._suspects: set[str] = set()  # models that Triton calls ready and whose process was found dead or silent
 
     @cached_property
@@ -215,11 +217,13 @@ class TritonPainter:
         return [model for model, is_ready in zip(models, ready, strict=True) if not is_ready]
 
     async def describe(self) -> ModelDescription:
-        if self._description is None:
+        now = asyncio.get_running_loop().time()
+        if self._description is None or now >= self._described + _DESCRIBED_SECONDS:
             try:
-                self._description = await self._ask()
+                self._description, self._described = await self._ask(), now
             except InferenceServerException as error:
-                raise ModelUnavailableError(f"no description of the model: {error.message()}") from error
+                if self._description is None:
+                    raise ModelUnavailableError(f"no description of the model: {error.message()}") from error
         return self._description
 
     def samplers(self) -> tuple[str, ...] | None:
@@ -386,6 +390,7 @@ async def _last(
     """Follow a stream to its picture."""
     async for result, error in call:
         if result is None:
+            await _ended(call)
             raise _error(triton_errors.of_text(str(error)))
         update = tensors.from_tensors(outputs(result))
         if isinstance(update, Picture):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ from multsd_gateway.stopwatch import server_timing
 log = logging.getLogger(__name__)
 
 SERVER_TIMING = "Server-Timing"
-MAX_HEADER_WARNINGS = 8
-MAX_HEADER_TEXT = 200
+MAX_HEADER_BYTES = 2048  # many clients take 8 KB of headers in all, proxies 4
+MAX_HEADER_TEXT = 300  # bytes of a message
 
 
 def picture_reply(painting: Painting) -> Response:
@@ -42,10 +43,20 @@ def json_reply(painting: Painting) -> Response:
 
 
 def header_warnings(warnings: Sequence[FieldNote]) -> str:
-    """Warnings as a JSON list in ASCII, the first few and shortened: headers have to stay small."""
-    return json.dumps(
-        [{"field": note.field, "message": note.message[:MAX_HEADER_TEXT]} for note in warnings[:MAX_HEADER_WARNINGS]]
-    )
+    """Warnings as a JSON list in ASCII, shortened, and where they are too many how many more there are."""
+    shown = [{"field": note.field, "message": _shortened(note.message, MAX_HEADER_TEXT)} for note in warnings]
+    for count in range(len(shown), 0, -1):
+        more = len(shown) - count
+        text = json.dumps([*shown[:count], *([{"field": "", "message": f"and {more} more"}] if more else [])])
+        if len(text) <= MAX_HEADER_BYTES:
+            return text
+    return json.dumps([{"field": "", "message": f"{len(shown)} warnings"}])
+
+
+def _shortened(text: str, most: int) -> str:
+    """As much of a text as JSON writes in so many bytes of ASCII: a character may take twelve."""
+    sizes = itertools.accumulate(len(json.dumps(character)) - 2 for character in text)
+    return text[: sum(1 for _ in itertools.takewhile(lambda size: size <= most, sizes))]
 
 
 def told(error: Exception) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from multsd_gateway.admission import ASIDE, Admission, forecast
+from multsd_gateway.admission import ASIDE, LOOK_SECONDS, Admission, forecast
 from multsd_gateway.cost import Tritons
 from multsd_gateway.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError
+from tests.jumping import JumpingLoop
 
 PACE = 0.017  # seconds a row, of the demo's checkpoint on two cores
 LIMIT = 300.0
@@ -271,6 +272,23 @@ def test_no_more_work_than_the_tritons_take_and_the_next_begins_when_one_is_done
         assert await next_one is True
 
     _run(scenario)
+
+
+def test_those_that_wait_begin_when_a_triton_is_back_though_nobody_ends() -> None:
+    async def scenario() -> None:
+        ready = 1
+        admission = Admission(running=9, waiting=9, waiting_rows=8000, tritons=lambda: Tritons(ready, ready, ready))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(admission.slot(1, 60))
+            second = asyncio.create_task(stack.enter_async_context(admission.slot(1, 60)))
+            await asyncio.sleep(3 * LOOK_SECONDS)
+            assert not second.done()
+            ready = 2
+            await asyncio.sleep(2 * LOOK_SECONDS)
+            assert second.done()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(scenario())
 
 
 def test_once_another_triton_is_back_as_many_begin_as_it_takes() -> None:

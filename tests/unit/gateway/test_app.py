@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multsd_client.errors import FieldNote
 from multsd_client.tensors import Preview, Progress, Queued
 from multsd_gateway import documentation
 from multsd_gateway.app import PATHS, create_app
 from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.errors import ModelUnavailableError
 from multsd_gateway.inference import ModelDescription
+from multsd_gateway.replies import header_warnings
 from multsd_gateway.schema import MultsdRequest
 from tests.unit.gateway.fakes import FakePainter, ask, mask_base64, post, seed_request, settings
 
@@ -174,6 +176,19 @@ def test_the_accept_header_chooses_the_reply(accept: str, media_type: str) -> No
         assert image.get_format_mimetype() == media_type
         assert reply.headers["X-Multsd-Seed"] == "22312"
         assert json.loads(reply.headers["X-Multsd-Warnings"]) == [{"field": "bg_prompt", "message": "cut: \u00e4"}]
+
+
+@pytest.mark.parametrize(("text", "number"), [("\U0001f600" * 400, 98), ("\u4e2d" * 400, 3), ("a" * 400, 1)])
+def test_warnings_in_a_header_are_no_larger_than_clients_take(text: str, number: int) -> None:
+    notes = [FieldNote(f"prompt[{index}]", f"cut: {text}") for index in range(number)]
+    header = header_warnings(notes)
+    assert len(header) <= 2048
+    shown = json.loads(header)
+    whole = [each for each in shown if each["field"]]
+    assert 1 <= len(whole) <= number
+    assert all(each["message"].startswith("cut: ") and each["message"][5:] in text for each in whole)
+    rest = number - len(whole)
+    assert [each["message"] for each in shown if not each["field"]] == ([f"and {rest} more"] if rest else [])
 
 
 def test_output_format_chooses_the_pictures_format() -> None:

@@ -179,6 +179,31 @@ def test_a_probe_that_meets_something_unforeseen_has_failed_and_the_next_one_is_
     assert "Triton 0: the probe failed: KeyError" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "asked", [{"num_inference_steps": 100}, {"scheduler": "lcm"}, {"height": 20}, {"prompts": ("a", "b", "c")}]
+)
+def test_of_tritons_with_other_limits_one_that_takes_the_request_is_asked(asked: dict[str, Any]) -> None:
+    """As while one release is replaced by another."""
+
+    class Telling(FakePainter):
+        def __init__(self, **told: str) -> None:
+            super().__init__()
+            self.told = ModelDescription(frozenset(), told)
+
+        def descriptions(self) -> tuple[ModelDescription, ...]:
+            return (self.told,)
+
+    small = Telling(max_steps="50", samplers="ddim", max_pixels="30", max_regions="2")
+    large = Telling(max_steps="200", samplers="ddim,lcm", max_pixels="90", max_regions="4")
+
+    async def use(painter: BalancedPainter) -> None:
+        for _ in range(4):
+            await painter.paint(replace(REQUEST, **asked), request_id="job", on_progress=None)
+
+    _with([small, large], use)
+    assert (len(small.requests), len(large.requests)) == (0, 4)
+
+
 def test_one_that_is_ready_and_has_not_told_counts_as_unknown_and_one_that_is_away_not_at_all() -> None:
     class Telling(FakePainter):
         def descriptions(self) -> tuple[ModelDescription, ...]:

@@ -62,7 +62,7 @@ UNKNOWN_MODEL = service_pb2.ModelStreamInferResponse(
 
 @dataclass
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers a stream with `responses`, then ends it after a picture, or with `code`, or else waits for ever."""
+    """Answers a stream, then ends it after a picture or an error, or with `code`, or else waits for ever."""
 
     responses: list[Any] = field(default_factory=lambda: [PROGRESS, FINAL])
     code: grpc.StatusCode | None = None
@@ -85,7 +85,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
             yield response
         if self.code is not None:
             await context.abort(self.code, "seed: expected a, found b")
-        if self.ends and self.responses[-1] is FINAL:
+        if self.ends and (self.responses[-1] is FINAL or self.responses[-1].error_message):
             self.ended = True
             return
         try:
@@ -166,6 +166,32 @@ def test_a_picture_and_its_progress_come_through_and_triton_ends_the_stream() ->
     assert picture.warnings == ({"field": "prompt[0]", "message": "cut"},)
     assert picture.report == {"unet_rows": 3}
     assert told == [Progress(1, 2)]
+
+
+def test_a_model_is_asked_again_what_it_is_and_what_it_was_holds_while_it_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    triton = FakeTriton(parameters={"max_steps": "50"})
+
+    async def use(painter: TritonPainter) -> list[int]:
+        told = []
+        for steps in ("50", "60"):
+            triton.parameters = {"max_steps": steps}
+            told.append((await painter.describe()).number("max_steps", 0))
+        monkeypatch.setattr("multsd_gateway.inference._DESCRIBED_SECONDS", 0.0)
+        told.append((await painter.describe()).number("max_steps", 0))
+        return told
+
+    assert _with(triton, use) == [50, 50, 60]
+
+
+def test_triton_ends_the_stream_of_an_error_too() -> None:
+    """Of streams that are cancelled before it keeps some 0.1 MB each, the more the busier it is."""
+    triton = FakeTriton(responses=[service_pb2.ModelStreamInferResponse(error_message="INVALID_ARG: seed: expected a")])
+    with pytest.raises(InvalidRequestError, match="seed: expected a"):
+        _with(triton, _paint)
+    assert triton.ended
+    assert not triton.cancelled.is_set()
 
 
 def test_a_stream_that_does_not_end_is_closed_and_its_picture_kept(monkeypatch: pytest.MonkeyPatch) -> None:
