@@ -168,7 +168,7 @@ def test_a_picture_and_its_progress_come_through_and_triton_ends_the_stream() ->
     assert told == [Progress(1, 2)]
 
 
-def test_a_model_is_asked_again_what_it_is_and_what_it_was_holds_while_it_does_not_tell(
+def test_a_model_is_asked_again_what_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     triton = FakeTriton(parameters={"max_steps": "50"})
