@@ -9,12 +9,14 @@ from enum import Enum, auto
 # What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
 DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
 
-# What Triton itself says, without a code, of a model that is not (or no longer) loaded, or whose queue is full or has
-# stood still for longer than its configuration allows.
+# What Triton itself says of a model that is not (or no longer) loaded, or whose queue is full or has stood still for
+# longer than its configuration allows. Of `multidiffusion` it says so without a code, of a network with one that tells
+# nothing; the other codes are the model's own, and what follows them may quote the request.
 _NOT_NOW = (
     *("unknown model", "is not ready", "no available versions", "unloaded"),
     *("maximum queue size", "Request timeout expired"),
 )
+_TELLS_NOTHING = ("INTERNAL", "UNKNOWN")
 
 # The model knows how long those that wait will take.
 _RETRY = re.compile(r"try again in (\d{1,6}) s")
@@ -56,4 +58,6 @@ def of_text(text: str) -> TritonError:
     """An error within a stream, a text alone: the model's begin with a code's name, Triton's own do not."""
     match = _CODE.fullmatch(text)
     code, message = (match[1], match[2]) if match else ("UNKNOWN", text)
-    return of_status("NOT_FOUND" if any(part in message for part in _NOT_NOW) else code, message)
+    if code in _TELLS_NOTHING and any(part in message for part in _NOT_NOW):
+        code = "NOT_FOUND"
+    return of_status(code, message)

@@ -43,6 +43,20 @@ def test_what_triton_says_without_a_code_of_a_model_that_cannot_answer_now(text:
     assert of_text(text) == TritonError(Meaning.NOT_NOW, text)
 
 
+def test_a_network_that_cannot_answer_now_has_a_code_that_tells_nothing() -> None:
+    text = "unet: Failed for execute the inference request. Model 'unet' is not ready."
+    assert of_text(f"INTERNAL: {text}") == TritonError(Meaning.NOT_NOW, text)
+
+
+@pytest.mark.parametrize("found", ["unloaded", "is not ready", "maximum queue size", "unknown model"])
+@pytest.mark.parametrize(("code", "meaning"), [("INVALID_ARG", Meaning.INVALID), ("CANCELLED", Meaning.LATE)])
+def test_what_a_request_is_quoted_with_does_not_change_what_its_refusal_means(
+    code: str, meaning: Meaning, found: str
+) -> None:
+    text = f"scheduler: expected one of ddim, euler, found '{found}'"
+    assert of_text(f"{code}: {text}") == TritonError(meaning, text)
+
+
 def test_a_process_that_is_dead_may_have_any_status() -> None:
     text = "Stub process 'multidiffusion_0_0' is not healthy."
     assert of_status("INTERNAL", text).meaning is of_text(f"INTERNAL: {text}").meaning is Meaning.NOT_NOW
