@@ -149,11 +149,12 @@ class TritonClient:
         self._client.close()
 
     def ready(self) -> bool:
-        """Whether the model would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        """Whether the model would take a request now. Raises ServiceUnavailableError when nobody answers in time."""
         try:
-            return bool(self._client.is_model_ready(tensors.MODEL, headers=self._headers))
+            return bool(self._client.is_model_ready(tensors.MODEL, headers=self._headers, client_timeout=self._timeout))
         except InferenceServerException as error:
-            raise _error_of(error, self._url) from None
+            told = _error_of(error, self._url)
+            raise ServiceUnavailableError(str(told)) if isinstance(told, DeadlineExceededError) else told from None
 
     def generate(
         self,

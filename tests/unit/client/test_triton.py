@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,10 +74,14 @@ CUT = FieldNote("bg_prompt", "cut")  # the warning of every picture here
 
 @dataclass
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers each stream with the next of `streams`: responses, a text for an error, a status, None to be silent."""
+    """Answers each stream with the next of `streams`: responses, a text for an error, a status, None to be silent.
+
+    ready: what it says of the model; None to be silent.
+    """
 
     streams: Sequence[Sequence[Any]] = ((PICTURE,),)
     inputs: Sequence[str] = KNOWN
+    ready: bool | None = True
     requests: list[Any] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -91,6 +96,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 context.abort(each, "seed: expected a, found b")
             else:
                 yield each
+
+    def ModelReady(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        if self.ready is None:
+            self.over.wait(30)
+        return service_pb2.ModelReadyResponse(ready=bool(self.ready))
 
     def ModelMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         tensors = [service_pb2.ModelMetadataResponse.TensorMetadata(name=name) for name in self.inputs]
@@ -173,6 +183,25 @@ def test_an_error_of_the_stream_becomes_the_exception_that_it_means(error: Any, 
     with pytest.raises(kind) as caught:
         _generate(FakeTriton([[error]]))
     assert caught.value.request_id == "job-7"
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_model_is_ready_where_triton_says_so(ready: bool) -> None:
+    with _serving(FakeTriton(ready=ready)) as url, TritonClient(url, timeout=10.0) as client:
+        assert client.ready() is ready
+
+
+def test_a_triton_that_hangs_is_waited_for_no_longer_than_the_timeout() -> None:
+    with _serving(FakeTriton(ready=None)) as url, TritonClient(url, timeout=0.2) as client:
+        started = time.monotonic()
+        with pytest.raises(ServiceUnavailableError, match=re.escape(url)):
+            client.ready()
+        assert time.monotonic() - started < 5
+
+
+def test_without_a_triton_nobody_is_ready() -> None:
+    with TritonClient("127.0.0.1:1", timeout=10.0) as client, pytest.raises(ServiceUnavailableError):
+        client.ready()
 
 
 def test_a_refusal_names_its_field() -> None:
