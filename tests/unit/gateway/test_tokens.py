@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from pathlib import Path
 
 import pytest
 
 from multsd_gateway.errors import RateLimitedError, UnauthorizedError
-from multsd_gateway.rate import RateLimit
+from multsd_gateway.rate import LONGEST_PROMISE_S, RateLimit
 from multsd_gateway.tokens import Tokens, read_tokens
 
 TOKEN, OTHER = "a-token-of-enough-characters", "another-token-of-enough"
@@ -64,6 +65,62 @@ def test_a_file_that_lets_nobody_in_or_anybody_guess_is_refused(tmp_path: Path, 
     with pytest.raises(ValueError, match="expected") as caught:
         read_tokens(_file(tmp_path, text))
     assert "two words" not in str(caught.value)
+
+
+def test_who_is_refused_together_is_told_to_come_back_one_after_another() -> None:
+    now = 0.0
+    rate = RateLimit(per_minute=30, burst=1, clock=lambda: now)
+
+    def wait(caller: str) -> int | None:
+        try:
+            rate.take(caller)
+        except RateLimitedError as error:
+            return error.retry_after
+        return None
+
+    assert [wait("shop") for _ in range(4)] == [None, 2, 4, 6]
+    assert (wait("another"), wait("another")) == (None, 2), "of its own places"
+    for _ in range(3):
+        now += 2
+        assert wait("shop") is None, "who comes back when it was told"
+        assert wait("shop") == 6, "behind those that wait still"
+    now = 100.0
+    assert [wait("shop"), wait("shop")] == [None, 2], "what is over is forgotten"
+
+
+def test_who_never_comes_back_does_not_drive_others_away() -> None:
+    now = 0.0
+    rate = RateLimit(per_minute=60, burst=1, clock=lambda: now)
+    waits = []
+    for _ in range(1000):
+        try:
+            rate.take("shop")
+        except RateLimitedError as error:
+            waits.append(error.retry_after)
+    assert waits == [*range(1, LONGEST_PROMISE_S), *[LONGEST_PROMISE_S] * 940]
+    now = 1.0
+    rate.take("shop")  # a place is kept for nobody
+
+
+@pytest.mark.parametrize(("requests", "at_once"), [(60, 4), (80, 16)])
+def test_a_batch_is_refused_seldom_and_loses_no_place(requests: int, at_once: int) -> None:
+    now = 0.0
+    rate = RateLimit(per_minute=60, burst=20, clock=lambda: now)
+    coming = [(0.01 * number, 0) for number in range(at_once)]  # when, and how often it was refused before
+    waiting, refused = requests - at_once, [0]
+    while coming:
+        now, times = heapq.heappop(coming)
+        try:
+            rate.take("shop")
+        except RateLimitedError as error:
+            heapq.heappush(coming, (now + (error.retry_after or 0) + 0.001, times + 1))
+            continue
+        refused.append(times)
+        if waiting:
+            waiting -= 1
+            heapq.heappush(coming, (now + 0.3, 0))
+    assert max(refused) <= 2
+    assert now < requests - 20 + 2
 
 
 def test_a_rate_is_a_burst_and_then_a_refill() -> None:
