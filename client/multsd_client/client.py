@@ -44,7 +44,8 @@ class Client:
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
     retries: how often a request is tried again while the service is not there or full, until work on it is told of;
-    its deadline_s holds for all attempts together. transport: an httpx transport, for tests and proxies.
+    its deadline_s holds for all attempts together. Unless retries is 0, refusals that say when the token's rate allows
+    more do not count. transport: an httpx transport, for tests and proxies.
 
     Raises ValueError for a URL that is none, for a token that no header can carry, and for proxies and certificates of
     the environment that cannot be used.
@@ -134,7 +135,8 @@ class AsyncClient:
 
     token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
     retries: how often a request is tried again while the service is not there or full, until work on it is told of;
-    its deadline_s holds for all attempts together. transport: an httpx transport, for tests and proxies.
+    its deadline_s holds for all attempts together. Unless retries is 0, refusals that say when the token's rate allows
+    more do not count. transport: an httpx transport, for tests and proxies.
 
     Raises ValueError for a URL that is none, for a token that no header can carry, and for proxies and certificates of
     the environment that cannot be used.

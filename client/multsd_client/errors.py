@@ -53,6 +53,7 @@ class ServiceUnavailableError(MultsdError):
     """Nobody answers or the service is full; worth another try after `retry_after` seconds (None: not told).
 
     answered: whether work on the picture had been told of, by progress or a preview. A place in a queue is none.
+    limited: whether the service has room, but not for more of this caller's so soon (429).
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class ServiceUnavailableError(MultsdError):
         retry_after: float | None = None,
         request_id: str | None = None,
         answered: bool = False,
+        limited: bool = False,
     ) -> None:
         super().__init__(message, request_id=request_id)
         self.retry_after = retry_after
         self.answered = answered
+        self.limited = limited
 
 
 class DeadlineExceededError(MultsdError):

@@ -19,7 +19,12 @@ DEFAULT_TIMEOUT_S = 600.0
 Url = Annotated[str, typer.Option(envvar="MULTSD_URL", help="The service.")]
 Timeout = Annotated[float, typer.Option(help="Seconds without a sign of life before giving up.")]
 Retries = Annotated[
-    int, typer.Option(min=0, help="How often to try again while the service is not there or full; heeds Retry-After.")
+    int,
+    typer.Option(
+        min=0,
+        help="How often to try again while the service is not there or full; heeds Retry-After. From 1 on, waits until "
+        "the token's rate allows, too.",
+    ),
 ]
 TokenFile = Annotated[
     Path | None, typer.Option(help=f"File with the bearer token. [default: the variable {TOKEN_VARIABLE}]")

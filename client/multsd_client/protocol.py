@@ -214,7 +214,9 @@ def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None, a
     if status == 401:
         return UnauthorizedError(message, request_id=request_id)
     if status in (429, 503):
-        return ServiceUnavailableError(message, retry_after=retry_after, request_id=request_id, answered=answered)
+        return ServiceUnavailableError(
+            message, retry_after=retry_after, request_id=request_id, answered=answered, limited=status == 429
+        )
     if status in (408, 504):
         return DeadlineExceededError(message, request_id=request_id)
     return GenerationFailedError(message, request_id=request_id)

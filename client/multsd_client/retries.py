@@ -14,7 +14,11 @@ LONGEST_DEADLINE_S = 1e9  # longer is none, and may be no float
 
 
 class Attempts:
-    """The attempts of one request, all within its deadline. retries: how many there may be after the first."""
+    """The attempts of one request, all within its deadline.
+
+    retries: how many there may be after the first; more, where the caller's own rate is used up and the service tells
+    when it is not: then it is there, and takes the caller's requests one after another, however many they are.
+    """
 
     def __init__(self, retries: int, deadline_s: float | None = None) -> None:
         """The first begins now. deadline_s: of all together, seconds; what is no time at all the service refuses."""
@@ -31,9 +35,14 @@ class Attempts:
 
     def pause(self, error: MultsdError) -> float | None:
         """Seconds to wait after an attempt that has failed, or None for no other one: there may be no time for it."""
-        self._failed += 1
-        seconds = pause(error, attempt=self._failed, retries=self._retries)
+        if not _comes_round(error):
+            self._failed += 1
+        seconds = pause(error, attempt=max(self._failed, 1), retries=self._retries)
         return None if seconds is None or seconds >= self.left - SHORTEST_DEADLINE_S else seconds
+
+
+def _comes_round(error: MultsdError) -> bool:
+    return isinstance(error, ServiceUnavailableError) and error.limited and bool(error.retry_after)
 
 
 def pause(error: MultsdError, *, attempt: int, retries: int) -> float | None:

@@ -77,6 +77,19 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multsd_client.retries.FIRST_PAUSE_S", 0.0)
 
 
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of the clients, which take no time."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("multsd_client.client.time.sleep", pauses.append)
+    monkeypatch.setattr("multsd_client.client.asyncio.sleep", sleep)
+    return pauses
+
+
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_full_service_is_asked_again_until_it_paints(blocking: bool) -> None:
     assert _attempts([FULL, LIMITED, painted], retries=2, blocking=blocking) == 3
@@ -182,6 +195,34 @@ def test_the_error_tells_whether_work_was_told_of(outcome: Outcome) -> None:
         with pytest.raises(ServiceUnavailableError) as caught:
             _attempts([each], retries=0, blocking=True)
         assert caught.value.answered is answered
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_rate_that_is_used_up_is_waited_for_and_counts_as_no_attempt(blocking: bool, slept: list[float]) -> None:
+    later: Outcome = lambda: refusal(429, **{"Retry-After": "7"})  # noqa: E731
+
+    assert _attempts([*[later] * 20, FULL, later, painted], retries=1, blocking=blocking) == 23
+    assert slept == [*[7] * 20, 0, 7]
+    with pytest.raises(ServiceUnavailableError) as caught:
+        _attempts([later, painted], retries=0, blocking=blocking)
+    assert caught.value.limited
+    with pytest.raises(ServiceUnavailableError) as caught:
+        _attempts([later, FULL, later, FULL, painted], retries=1, blocking=blocking)
+    assert not caught.value.limited
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}], ids=["not told", "at once"])
+def test_a_rate_that_does_not_say_how_long_counts(blocking: bool, headers: dict[str, str], slept: list[float]) -> None:
+    with pytest.raises(ServiceUnavailableError):
+        _attempts([lambda: refusal(429, **headers)] * 9, retries=3, blocking=blocking)
+    assert len(slept) == 3
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_rate_is_waited_for_within_the_deadline(blocking: bool) -> None:
+    with pytest.raises(ServiceUnavailableError):  # at once
+        _generate(lambda _: refusal(429, **{"Retry-After": "60"}), {"deadline_s": 30}, retries=5, blocking=blocking)
 
 
 def test_the_pause_is_what_the_service_says_or_doubles() -> None:
