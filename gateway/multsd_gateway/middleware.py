@@ -51,12 +51,33 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception as error:
-            if status:
-                raise
-            await error_reply(error)(scope, receive, send_with_id)
         finally:
             _log(scope, status or INTERNAL.status, time.monotonic() - began)
+
+
+class LastNet:
+    """ASGI middleware: answers what nobody caught; what is added around it sees a reply like any other."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:
+            if started:
+                raise
+            await error_reply(error)(scope, receive, send)
 
 
 def _log(scope: Scope, head: int, seconds: float) -> None:

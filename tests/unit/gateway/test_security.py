@@ -109,6 +109,19 @@ def test_pages_of_the_settings_origins_may_call_and_others_not(tokens: Path) -> 
     assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (401, "https://example.org")
 
 
+def test_a_page_may_read_that_something_unforeseen_went_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(settings(cors_origins=("https://example.org",)), FakePainter(error=RuntimeError("secret")))
+
+    with caplog.at_level(logging.INFO):
+        reply = ask(app, "POST", "/multsd", json=seed_request(), headers=ORIGIN | {"X-Request-Id": "mine"})
+
+    assert (reply.status_code, reply.json()["request_id"], reply.headers["X-Request-Id"]) == (500, "mine", "mine")
+    assert reply.headers["Access-Control-Allow-Origin"] == "https://example.org"
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == ["internal error"]
+    assert "POST /multsd 500" in caplog.text
+
+
 def test_without_origins_no_page_may_call() -> None:
     reply = ask(create_app(settings(), FakePainter()), "POST", "/multsd", json=seed_request(), headers=ORIGIN)
 
