@@ -6,11 +6,22 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
+
+
+class _Transport:
+    """A transport whose protocol is asked to close it."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport = transport
+        self.close = close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class PatientProtocol(H11Protocol):
@@ -18,7 +29,13 @@ class PatientProtocol(H11Protocol):
 
     write_seconds: float  # in which some of what was written has to be taken
     on_cut: Callable[[], None]
+    _connection: asyncio.Transport
     _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came."""
+        self._connection = transport
+        super().connection_made(cast("asyncio.Transport", _Transport(transport, self._close)))
 
     def pause_writing(self) -> None:
         """Too much is waiting to be taken."""
@@ -26,28 +43,35 @@ class PatientProtocol(H11Protocol):
         self._look()
 
     def resume_writing(self) -> None:
-        """Most of it was taken."""
+        """Most of it was taken; of a connection that is closed the rest has to be, too."""
         super().resume_writing()
-        self._stop()
+        if self._connection.is_closing():
+            self._look()
+        else:
+            self._stop()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """No further request came: the connection is closed."""
-        super().timeout_keep_alive_handler()
+    def eof_received(self) -> None:
+        """The client sends no more: the connection is closed."""
+        super().eof_received()
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
-        self._stop()
         super().connection_lost(exc)
+        self._stop()
+
+    def _close(self) -> None:
+        self._connection.close()
+        self._look()
 
     def _look(self, before: float = math.inf) -> None:
         """Cut the connection where no less is left than `before`; look again later."""
         self._stop()
-        left = self.transport.get_write_buffer_size()
+        left = self._connection.get_write_buffer_size()
         if left >= before:
             log.info("a client took nothing for %g s, %d bytes are left", self.write_seconds, left)
             self.on_cut()
-            self.transport.abort()
+            self._connection.abort()
         elif left:
             self._timer = self.loop.call_later(self.write_seconds, self._look, left)
 

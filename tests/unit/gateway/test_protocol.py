@@ -49,9 +49,18 @@ class Server:
             yield client
 
 
-def _serve(app: ASGIApp, use: Callable[[Server], Awaitable[Any]], *, write_seconds: float, **options: Any) -> Any:
+def _serve(
+    app: ASGIApp,
+    use: Callable[[Server], Awaitable[Any]],
+    *,
+    write_seconds: float,
+    send_buffer: int | None = None,  # bytes that the kernel takes of what is sent
+    **options: Any,
+) -> Any:
     async def scenario() -> Any:
         with socket.create_server(("127.0.0.1", 0)) as listening:
+            if send_buffer is not None:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             server = Server(listening.getsockname()[1])
             config = uvicorn.Config(
                 app, http=patient_protocol(write_seconds, server.note), log_config=None, lifespan="off", **options
@@ -122,6 +131,29 @@ def test_a_large_reply_that_nobody_reads_is_cut() -> None:
     _serve(_large, use, write_seconds=0.2)
 
 
+@pytest.mark.parametrize("after", ["reply", "refusal", "failure", "end of what the client sends"])
+def test_a_small_reply_that_nobody_reads_is_cut_where_its_connection_is_closed(after: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 40_000, "more_body": after == "failure"})
+        if after == "failure":
+            raise RuntimeError
+
+    async def use(server: Server) -> None:
+        async with server.client() as client:
+            close = "close" if after == "reply" else "keep-alive"
+            head = f"GET / HTTP/1.1\r\nHost: gateway\r\nConnection: {close}\r\n\r\n".encode()
+            await asyncio.get_running_loop().sock_sendall(client, head + (b"?\r\n\r\n" if after == "refusal" else b""))
+            await asyncio.sleep(0.2)
+            if after.startswith("end"):
+                client.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(5):
+                await server.cut.wait()
+        assert server.cuts == 1
+
+    _serve(app, use, write_seconds=0.2, send_buffer=4096, timeout_keep_alive=60)
+
+
 @pytest.mark.parametrize("keep_alive", [0, 60], ids=["already closing", "open"])
 def test_a_client_that_reads_slowly_gets_all_of_a_large_reply(keep_alive: int) -> None:
     async def use(server: Server) -> int:
@@ -178,16 +210,22 @@ class Buffer(asyncio.Transport):
         self.aborted_at = asyncio.get_running_loop().time()
 
 
+@pytest.mark.parametrize("how", ["no further request", "most is taken while it closes"])
 @pytest.mark.parametrize(("pace", "cut_at"), [(0, 10), (1, None)], ids=["takes nothing", "takes a byte a second"])
 def test_a_connection_that_is_closed_with_little_left_is_cut_if_it_is_not_taken(
-    pace: int, cut_at: float | None
+    pace: int, cut_at: float | None, how: str
 ) -> None:
     async def scenario() -> tuple[Buffer, int]:
         cuts: list[float] = []
         protocol = patient_protocol(10, lambda: cuts.append(0))(uvicorn.Config(_large), ServerState(), {})
         transport = Buffer(100, pace)
         protocol.connection_made(transport)
-        protocol.timeout_keep_alive_handler()
+        if how == "no further request":
+            protocol.timeout_keep_alive_handler()
+        else:
+            protocol.pause_writing()
+            protocol.transport.close()
+            protocol.resume_writing()
         await asyncio.sleep(200)
         protocol.connection_lost(None)
         return transport, len(cuts)
