@@ -101,7 +101,9 @@ def run_gateway(settings: Settings) -> None:
         application,
         host=settings.host,
         port=settings.port,
-        http=patient_protocol(settings.write_seconds, application.state.metrics.cut.inc),
+        http=patient_protocol(
+            settings.write_seconds, application.state.metrics.cut.inc, read_seconds=settings.body_seconds
+        ),
         log_config=None,
         access_log=False,
         server_header=False,

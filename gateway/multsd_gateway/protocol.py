@@ -1,4 +1,8 @@
-"""Uvicorn's protocol for HTTP, except that it cuts the connection of a client that takes nothing of its reply."""
+"""Uvicorn's protocol for HTTP, except that it waits for no client for ever.
+
+It cuts the connection of a client that takes nothing of its reply, and closes that of one that never says all of a
+request's head, or that goes on sending a body after its reply.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,95 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
+import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
 
+MAX_DRAINED_BYTES = 32 * 1024 * 1024  # of a body after its reply: more than a body of the default limit
+
 
 class _Transport:
-    """A transport whose protocol is asked to close it."""
+    """A transport whose protocol is asked to close it, and whether it does."""
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]) -> None:
         self._transport = transport
         self.close = close
+        self.is_closing = is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
 
 class PatientProtocol(H11Protocol):
-    """Closing a connection waits until the client has taken what was written, which may be never."""
+    """Closing a connection waits until the client has taken what was written, which may be never.
 
+    Where a reply is whole and the request is not, the connection is closed as soon as the client does, and until then
+    what it sends is thrown away, so much and so long: closed at once, it would be reset, and the reply be lost.
+    """
+
+    read_seconds: float  # in which all of a request's head has to come, and in which a body may end after its reply
     write_seconds: float  # in which some of what was written has to be taken
     on_cut: Callable[[], None]
     _connection: asyncio.Transport
     _timer: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
+    _drain_timer: asyncio.TimerHandle | None = None
+    _drained = 0  # bytes
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._served: Any = self.app
+        self.app = self._serve
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. A reply that begins before all of it has come says that the connection will be closed."""
+        cycle, app = self.cycle, cast("ASGIApp", self._served)
+
+        async def send_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and cycle.more_body:
+                others = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"connection"]
+                message = {**message, "headers": [*others, (b"connection", b"close")]}
+            await send(message)
+
+        await app(scope, receive, send_close if scope["type"] == "http" else send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         self._connection = transport
-        super().connection_made(cast("asyncio.Transport", _Transport(transport, self._close)))
+        asked = _Transport(transport, self._close, self._is_closing)
+        super().connection_made(cast("asyncio.Transport", asked))
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """The client sent something."""
+        if self._drain_timer is None:
+            super().data_received(data)
+            return
+        self._drained += len(data)
+        if self._drained > MAX_DRAINED_BYTES:
+            self._close()
+
+    def handle_events(self) -> None:
+        """Some of a request may have come."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._stop_head_timer()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Another protocol takes over."""
+        self._stop_head_timer()
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        """The reply is whole; the next request may have come already."""
+        self._await_head()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """Too much is waiting to be taken."""
@@ -59,10 +122,38 @@ class PatientProtocol(H11Protocol):
         """The connection is closed."""
         super().connection_lost(exc)
         self._stop()
+        self._stop_head_timer()
+        self._stop_draining()
+
+    def _await_head(self) -> None:
+        self._stop_head_timer()
+        self._head_timer = self.loop.call_later(self.read_seconds, self.timeout_keep_alive_handler)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _is_closing(self) -> bool:
+        return self._drain_timer is not None or self._connection.is_closing()
 
     def _close(self) -> None:
-        self._connection.close()
+        """Close the connection; where a body is still to come, when that was drained or this is called again."""
+        if self.conn.their_state is h11.SEND_BODY and not self._is_closing():
+            self._drain_timer = self.loop.call_later(self.read_seconds, self._close)
+            if self._connection.can_write_eof():
+                with suppress(OSError):  # the client has gone
+                    self._connection.write_eof()
+            self.flow.resume_reading()
+        else:
+            self._stop_draining()
+            self._connection.close()
         self._look()
+
+    def _stop_draining(self) -> None:
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
 
     def _look(self, before: float = math.inf) -> None:
         """Cut the connection where no less is left than `before`; look again later."""
@@ -81,7 +172,11 @@ class PatientProtocol(H11Protocol):
             self._timer = None
 
 
-def patient_protocol(write_seconds: float, on_cut: Callable[[], None]) -> type[PatientProtocol]:
+def patient_protocol(write_seconds: float, on_cut: Callable[[], None], *, read_seconds: float) -> type[PatientProtocol]:
     """The protocol as a server takes it. on_cut: is called for each connection that is cut."""
-    told: dict[str, Any] = {"write_seconds": write_seconds, "on_cut": staticmethod(on_cut)}
+    told: dict[str, Any] = {
+        "read_seconds": read_seconds,
+        "write_seconds": write_seconds,
+        "on_cut": staticmethod(on_cut),
+    }
     return type("ThisPatientProtocol", (PatientProtocol,), told)

@@ -113,7 +113,9 @@ class Settings(BaseSettings):
     max_uploaded_bytes: int = Field(
         default=200_000_000, ge=1, description="Most bytes of all bodies together that arrive or wait; past it 503."
     )
-    body_seconds: float = Field(default=30.0, gt=0, description="Longest time for a body to arrive.")
+    body_seconds: float = Field(
+        default=30.0, gt=0, description="Longest time for a request's head to arrive, and then for its body."
+    )
     request_seconds: float = Field(
         default=300.0, gt=0, description="Longest time from a request's arrival to its picture."
     )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+import multsd_gateway.protocol as protocol_module
 from multsd_client.tensors import ModelRequest, Picture, Preview
 from multsd_gateway.app import create_app
 from multsd_gateway.inference import OnProgress
@@ -34,6 +35,11 @@ class Server:
         self.port = port
         self.cut = asyncio.Event()
         self.cuts = 0
+        self.state = ServerState()
+
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self.state.connections)
 
     def note(self) -> None:
         self.cuts += 1
@@ -53,7 +59,8 @@ def _serve(
     app: ASGIApp,
     use: Callable[[Server], Awaitable[Any]],
     *,
-    write_seconds: float,
+    write_seconds: float = 5,
+    read_seconds: float = 60,
     send_buffer: int | None = None,  # bytes that the kernel takes of what is sent
     **options: Any,
 ) -> Any:
@@ -63,9 +70,14 @@ def _serve(
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             server = Server(listening.getsockname()[1])
             config = uvicorn.Config(
-                app, http=patient_protocol(write_seconds, server.note), log_config=None, lifespan="off", **options
+                app,
+                http=patient_protocol(write_seconds, server.note, read_seconds=read_seconds),
+                log_config=None,
+                lifespan="off",
+                **options,
             )
             serving = uvicorn.Server(config)
+            server.state = serving.server_state
             task = asyncio.create_task(serving.serve(sockets=[listening]))
             try:
                 async with asyncio.timeout(30):
@@ -170,6 +182,95 @@ def test_a_client_that_reads_slowly_gets_all_of_a_large_reply(keep_alive: int) -
     assert _serve(_large, use, write_seconds=5, timeout_keep_alive=keep_alive) == 0
 
 
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer without a look at the body."""
+    await Response("refused", 401)(scope, receive, send)
+
+
+async def _until_closed(client: socket.socket) -> bytes:
+    loop, reply = asyncio.get_running_loop(), b""
+    while piece := await loop.sock_recv(client, 4096):
+        reply += piece
+    return reply
+
+
+@pytest.mark.parametrize("drip", [b"", b"x"], ids=["silent", "a byte at a time"])
+@pytest.mark.parametrize("requests", [0, 1, 2])
+def test_a_connection_without_a_whole_head_is_closed(requests: int, drip: bytes) -> None:
+    async def use(server: Server) -> bytes:
+        loop = asyncio.get_running_loop()
+        async with server.client() as client:
+            for _ in range(requests):
+                await loop.sock_sendall(client, HEAD % (0, b""))
+            closed = asyncio.create_task(_until_closed(client))
+            async with asyncio.timeout(5):
+                while not closed.done():
+                    await loop.sock_sendall(client, drip)
+                    await asyncio.sleep(0.02)
+            return closed.result()
+
+    reply = _serve(_refuse, use, read_seconds=0.3, timeout_keep_alive=60)
+    assert reply.count(b"HTTP/1.1 401 ") == requests
+    assert b"connection: close" not in reply.lower()
+
+
+def test_a_request_whose_head_is_there_may_take_longer() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.5)
+        await _refuse(scope, receive, send)
+
+    async def use(server: Server) -> bytes:
+        async with server.client() as client:
+            await asyncio.get_running_loop().sock_sendall(client, HEAD % (0, b""))
+            return await _until_closed(client)
+
+    assert _serve(app, use, read_seconds=0.1, timeout_keep_alive=60).endswith(b"refused")
+
+
+@pytest.mark.parametrize(
+    ("piece", "most", "seconds"),
+    [(b"x", 1024, 0.3), (b"x" * 4096, 1_000_000, 60), (b"", 0, 0.3)],
+    ids=["a byte at a time", "as fast as it can", "silent"],
+)
+def test_a_body_that_goes_on_after_the_reply_is_taken_for_so_long_and_so_much(
+    piece: bytes, most: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol_module, "MAX_DRAINED_BYTES", 500_000)
+    closed = asyncio.Event()
+    sent = 0
+
+    async def use(server: Server) -> bytes:
+        nonlocal sent
+        loop = asyncio.get_running_loop()
+        async with server.client() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await loop.sock_sendall(client, HEAD % (10**12, b""))
+            reply = await _until_closed(client)  # what the server sends ends before the connection does
+            with suppress(ConnectionError):
+                async with asyncio.timeout(5):
+                    while server.connections():
+                        await loop.sock_sendall(client, piece)
+                        sent += len(piece)
+                        await asyncio.sleep(0 if len(piece) > 1 else 0.02)
+            closed.set()
+        return reply
+
+    reply = _serve(_refuse, use, read_seconds=seconds)
+    assert reply.endswith(b"refused")
+    assert b"connection: close" in reply.lower()
+    assert closed.is_set()
+    assert sent <= most
+
+
+def test_a_client_that_sends_all_of_its_body_first_gets_the_reply() -> None:
+    async def use(server: Server) -> bytes:
+        async with server.client() as client:
+            await asyncio.get_running_loop().sock_sendall(client, HEAD % (len(LARGE), LARGE))
+            return await _until_closed(client)
+
+    assert _serve(_refuse, use).endswith(b"refused")
+
+
 def test_a_reply_to_head_has_no_body_and_none_is_counted() -> None:
     app = create_app(settings(), FakePainter())
 
@@ -217,7 +318,9 @@ def test_a_connection_that_is_closed_with_little_left_is_cut_if_it_is_not_taken(
 ) -> None:
     async def scenario() -> tuple[Buffer, int]:
         cuts: list[float] = []
-        protocol = patient_protocol(10, lambda: cuts.append(0))(uvicorn.Config(_large), ServerState(), {})
+        protocol = patient_protocol(10, lambda: cuts.append(0), read_seconds=60)(
+            uvicorn.Config(_large), ServerState(), {}
+        )
         transport = Buffer(100, pace)
         protocol.connection_made(transport)
         if how == "no further request":
