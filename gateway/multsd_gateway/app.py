@@ -25,7 +25,7 @@ from multsd_gateway.inference import Painter, needed
 from multsd_gateway.limits import TIMEOUT
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.metrics import METRICS_TYPE, Measured, Metrics, triton_metrics
-from multsd_gateway.middleware import REQUEST_ID, LastNet, RequestIds
+from multsd_gateway.middleware import REQUEST_ID, RequestIds, ServerErrors
 from multsd_gateway.painting_page import add_page, open_paths, read_page
 from multsd_gateway.pictures import wanted_format
 from multsd_gateway.rate import RateLimit
@@ -229,7 +229,9 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, no_to
             rate=RateLimit(per_minute=settings.rate_per_minute, burst=settings.rate_burst),
             open_paths=no_token,
         )
-    app.add_middleware(LastNet)  # inside of what adds headers, without which no page of another origin sees a reply
+    app.add_middleware(
+        ServerErrors
+    )  # inside of what adds headers, without which no page of another origin sees a reply
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -240,7 +242,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, *, no_to
         )
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Measured, metrics=metrics)
-    app.add_middleware(LastNet)
+    app.add_middleware(ServerErrors)  # of the layers between
     app.add_middleware(RequestIds)
 
 

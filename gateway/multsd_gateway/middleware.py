@@ -55,7 +55,7 @@ class RequestIds:
             _log(scope, status or INTERNAL.status, time.monotonic() - began)
 
 
-class LastNet:
+class ServerErrors:
     """ASGI middleware: answers what nobody caught; what is added around it sees a reply like any other."""
 
     def __init__(self, app: ASGIApp) -> None:

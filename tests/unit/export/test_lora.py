@@ -188,6 +188,13 @@ KOHYA_PAIR = {f"{KOHYA}.lora_down.weight": torch.ones(2, 16), f"{KOHYA}.lora_up.
 SGM = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
 
 
+def check_refused(checkpoint_folder: Path, lora: Path, stored: Tensors, message: str) -> None:
+    save_file(stored, lora)
+    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(lora))])
+    with pytest.raises(CheckpointError, match=message):
+        weights(checkpoint, "unet")
+
+
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
@@ -208,10 +215,7 @@ SGM = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
 def test_a_tensor_that_would_be_left_out_is_named(
     checkpoint_folder: Path, tmp_path: Path, stored: Tensors, message: str
 ) -> None:
-    save_file(stored, tmp_path / "odd.safetensors")
-    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
-    with pytest.raises(CheckpointError, match=message):
-        weights(checkpoint, "unet")
+    check_refused(checkpoint_folder, tmp_path / "odd.safetensors", stored, message)
 
 
 def test_doras_of_kohyas_format_are_refused_by_name(checkpoint_folder: Path, tmp_path: Path) -> None:
@@ -300,10 +304,7 @@ def test_weights_that_are_no_numbers_any_more_are_refused(
 def test_a_lora_of_another_structure_is_refused_by_name(
     checkpoint_folder: Path, tmp_path: Path, stored: Tensors, message: str
 ) -> None:
-    save_file(stored, tmp_path / "odd.safetensors")
-    checkpoint = read_checkpoint(checkpoint_folder, loras=[read_lora(str(tmp_path / "odd.safetensors"))])
-    with pytest.raises(CheckpointError, match=message):
-        weights(checkpoint, "unet")
+    check_refused(checkpoint_folder, tmp_path / "odd.safetensors", stored, message)
 
 
 @pytest.mark.parametrize(

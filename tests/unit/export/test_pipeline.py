@@ -1,14 +1,15 @@
 """An export is whole or not there, and nothing is done twice."""
 
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -229,14 +230,24 @@ def test_two_exports_into_one_output_wait_for_each_other(
 ) -> None:
     """Their work folders differ; without a turn each removed what the other wrote, and no output was left."""
     inside: list[str] = []
-    write = compose._write_checkpoint
+    asked: list[str] = []
+    other_is_there = Event()
+    write, lock = compose._write_checkpoint, fcntl.flock
+
+    def flock(file: Any, operation: int) -> None:
+        if Path(file.name).name == ".output.lock":
+            asked.append(file.name)
+            if len(asked) == 2:
+                other_is_there.set()
+        lock(file, operation)
 
     def slow(*args: Any) -> None:
         inside.append("in")
-        time.sleep(0.5)
+        assert other_is_there.wait(60)
         write(*args)
         inside.append("out")
 
+    monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(compose, "_write_checkpoint", slow)
     shutil.copytree(options.work_dir, tmp_path / "another")
     both = [replace(options, force=True, work_dir=folder) for folder in (options.work_dir, tmp_path / "another")]
