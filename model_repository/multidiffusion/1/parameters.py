@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from errors import InvalidRequestError
+from regions import make_canvas
 from schedulers import DEFAULT_SAMPLER
 from views import offsets
 
@@ -105,8 +106,9 @@ def parse_parameters(arrays: Arrays, *, limits: Limits, window: int, view_stride
 
 def count_views(parameters: Parameters, *, window: int, cell: int) -> int:
     """Windows that cover a request's canvas; window in latent cells, cell in pixels."""
-    height, width = (max(-(-side // cell), window) for side in (parameters.height, parameters.width))
-    return len(offsets(height, window, parameters.view_stride)) * len(offsets(width, window, parameters.view_stride))
+    canvas = make_canvas(parameters.height, parameters.width, window=window, cell=cell)
+    rows, columns = (offsets(side, window, parameters.view_stride) for side in (canvas.height, canvas.width))
+    return len(rows) * len(columns)
 
 
 def most_rows(parameters: Parameters, *, window: int, cell: int) -> int:
