@@ -9,11 +9,13 @@ from enum import Enum, auto
 # What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
 DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
 
-# What Triton itself says of a model that is not (or no longer) loaded, or whose queue is full or has stood still for
-# longer than its configuration allows. Of `multidiffusion` it says so without a code, of a network with one that tells
-# nothing; the other codes are the model's own, and what follows them may quote the request.
+# What Triton itself says of a model that is not (or no longer) loaded, of a server that loads or stops, and of a queue
+# that is full or has stood still for longer than its configuration allows. Of `multidiffusion` it says so without a
+# code, of a network with one that tells nothing; the other codes are the model's own, and what follows them may quote
+# the request.
 _NOT_NOW = (
-    *("unknown model", "is not ready", "no available versions", "unloaded"),
+    *("unknown model", "not ready", "not at ready state", "no available versions", "unloaded"),
+    *("Server is stopping", "Server exiting"),
     *("maximum queue size", "Request timeout expired"),
 )
 _TELLS_NOTHING = ("INTERNAL", "UNKNOWN")

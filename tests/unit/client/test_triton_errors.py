@@ -32,7 +32,11 @@ def test_a_code_means_the_same_as_a_status_and_before_a_text(code: str, meaning:
     [
         "Request for unknown model: 'multidiffusion' is not found",
         "Request for unknown model: 'multidiffusion' has no available versions",
+        "Request for unknown model: 'multidiffusion' version 1 is not at ready state",
         "Request for model 'multidiffusion' is not ready",
+        "Server not ready",
+        "Server exiting",
+        "[request id: 1] Server is stopping, scheduler for model has stopped accepting new inference requests",
         "model 'multidiffusion' was unloaded",
         "Exceeds maximum queue size",
         "Request timeout expired",
