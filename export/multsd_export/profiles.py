@@ -106,45 +106,27 @@ CPU = Profile(
 )
 
 
-def _batching(*, max_queue_size: int) -> str:
-    """How requests wait for a network on a GPU; its best batch follows from its contract (`serving`).
-
-    There is no queue delay: whatever waits when the network comes free goes out together.
-    """
-    # Requests beyond the queue, or a minute in it, get UNAVAILABLE: the orchestrator bounds its own, so these are of
-    # clients that call a network directly, or a GPU that hangs.
-    return f"""
-        dynamic_batching {{
-          max_queue_delay_microseconds: 0
-          default_queue_policy {{
-            timeout_action: REJECT
-            default_timeout_microseconds: 60000000
-            max_queue_size: {max_queue_size}
-          }}
-        }}
-    """
+# How requests wait for a network on a GPU is the repository's own: whatever waits when the network comes free goes out
+# together, without a delay, the largest batch preferred (`serving`). There is no queue policy: with any bound of a
+# queue's length or time Triton (2.51, and its source of June 2026) does not look at what waits until half a second later,
+# for the batcher is woken before the instance counts as free (triton-inference-server/server issue 8870 tells of the
+# same counter). Two calls of the UNet then take half a second and more instead of twice one. The orchestrator bounds
+# what it has under way by itself, and how long it waits for an answer.
 
 
-# A request asks for each of its texts by itself: 8 requests of 33 regions are 528 prompts and negative prompts.
-TEXT_BATCHING = _batching(max_queue_size=1024)
-UNET_BATCHING = _batching(max_queue_size=64)
-VAE_BATCHING = _batching(max_queue_size=64)
-
-
-def _tensorrt(batching: str) -> str:
+def _tensorrt() -> str:
     """A network's engine on the first GPU, by optimisation profile 0, the only one that it is built with.
 
     Without a GPU named Triton makes an instance on every one: more than `unet_calls`, and GPUs of another kind.
     """
     # CUDA graphs stay off: with them Triton has returned a previous request's result (triton-inference-server/server
     # issue 8550), and they are captured at the profile's best shape only, which a VAE's pictures seldom have.
-    return f"""
+    return """
         backend: "tensorrt"
         platform: "tensorrt_plan"
         default_model_filename: "model.plan"
-        instance_group {{ kind: KIND_GPU count: 1 gpus: 0 profile: "0" }}
-        optimization {{ cuda {{ graphs: false }} }}
-        {batching}
+        instance_group { kind: KIND_GPU count: 1 gpus: 0 profile: "0" }
+        optimization { cuda { graphs: false } }
     """
 
 
@@ -156,11 +138,11 @@ TENSORRT = Profile(
     served=Served.ENGINE,
     precision=Precision.FP16,
     models={
-        "text_encoder": _tensorrt(TEXT_BATCHING),
-        "text_encoder_2": _tensorrt(TEXT_BATCHING),
-        "unet": _tensorrt(UNET_BATCHING),
-        "vae_decoder": _tensorrt(VAE_BATCHING),
-        "vae_encoder": _tensorrt(VAE_BATCHING),
+        "text_encoder": _tensorrt(),
+        "text_encoder_2": _tensorrt(),
+        "unet": _tensorrt(),
+        "vae_decoder": _tensorrt(),
+        "vae_encoder": _tensorrt(),
         "multidiffusion": ORCHESTRATOR_OF_GPU,
         "multidiffusion_unary": UNARY,
     },
@@ -179,11 +161,11 @@ def torch_profile(device: Device = Device.GPU) -> Profile:
         served=Served.WEIGHTS,
         precision=Precision.FP16 if gpu else Precision.FP32,
         models={
-            "text_encoder": _torch("text_encoder", device, TEXT_BATCHING),
-            "text_encoder_2": _torch("text_encoder_2", device, TEXT_BATCHING),
-            "unet": _torch("unet", device, UNET_BATCHING),
-            "vae_decoder": _torch("vae_decoder", device, VAE_BATCHING),
-            "vae_encoder": _torch("vae_encoder", device, VAE_BATCHING),
+            "text_encoder": _torch("text_encoder", device),
+            "text_encoder_2": _torch("text_encoder_2", device),
+            "unet": _torch("unet", device),
+            "vae_decoder": _torch("vae_decoder", device),
+            "vae_encoder": _torch("vae_encoder", device),
             "multidiffusion": ORCHESTRATOR_OF_GPU if gpu else OTHER_MODELS,
             "multidiffusion_unary": UNARY,
         },
@@ -204,7 +186,7 @@ def torch_profile(device: Device = Device.GPU) -> Profile:
 STATIC = ("text_encoder", "text_encoder_2", "unet")  # networks whose rows have one shape, as CUDA graphs need it
 
 
-def _torch(model: str, device: Device, batching: str) -> str:
+def _torch(model: str, device: Device) -> str:
     """A network's torch module. On a GPU it runs as is fastest there; a VAE's pictures have too many sizes for that."""
     gpu = device is Device.GPU
     group = "kind: KIND_GPU count: 1 gpus: 0" if gpu else "kind: KIND_CPU count: 1"
@@ -213,7 +195,6 @@ def _torch(model: str, device: Device, batching: str) -> str:
         backend: "python"
         instance_group {{ {group} }}
         {_parameters(execution=execution, channels_last="false", intra_op_threads="0")}
-        {batching}
     """
 
 

@@ -102,7 +102,6 @@ def test_triton_has_taken_what_the_profile_says(served: tuple[Stack, str]) -> No
     with grpcclient.InferenceServerClient(served[1]) as client:
         unet = client.get_model_config("unet").config
     assert list(unet.dynamic_batching.preferred_batch_size) == [16]
-    assert unet.dynamic_batching.default_queue_policy.max_queue_size == 64
     assert [warmup.batch_size for warmup in unet.model_warmup] == [1, 16]
     assert not unet.optimization.cuda.graphs
 
