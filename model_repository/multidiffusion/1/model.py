@@ -108,6 +108,11 @@ class TritonPythonModel:
         torch.set_num_threads(1)  # the arithmetic here is small; the cores belong to the networks
         make_scheduler(DEFAULT_SAMPLER, self.checkpoint.scheduler_config, 1)  # now, not in the first request
 
+    def finalize(self) -> None:
+        """Let go of the metrics while Triton still hears of it: later it crashes this process."""
+        self.aside.close()
+        del self.metrics
+
     def _show_load(self) -> None:
         self.metrics.show(
             {
@@ -282,6 +287,10 @@ class Aside:
     async def done(self) -> None:
         """Wait until everything was called."""
         await asyncio.shield(asyncio.wrap_future(self._begin()))  # who stops waiting takes nothing back
+
+    def close(self) -> None:
+        """End the thread, after what it was given."""
+        self._thread.shutdown()
 
     def _begin(self) -> "Future[None]":
         if self._timer is not None:

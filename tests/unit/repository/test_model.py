@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -449,6 +450,18 @@ def test_what_is_counted_is_told_triton_in_order_and_all_together(
             assert told == [1.0, 2.0, 4.0]
             assert logged == ["metrics: RuntimeError: no 3"]
             assert batches == [4]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_keeps_the_metrics_when_the_model_is_unloaded() -> None:
+    async def scenario() -> None:
+        with serving() as (model, _, _triton):
+            await model.execute([Request()])
+            metrics = weakref.ref(model.metrics)
+            await model.aside.done()
+            model.finalize()
+            assert metrics() is None
 
     asyncio.run(scenario())
 
