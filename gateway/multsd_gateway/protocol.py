@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -20,6 +21,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 MAX_DRAINED_BYTES = 32 * 1024 * 1024  # of a body after its reply: more than a body of the default limit
+
+# What the kernel holds beside what is under way. By itself it takes megabytes, and then no more until a third of them
+# is free: a client that reads slowly would seem to take nothing for minutes.
+UNSENT_BYTES = 64 * 1024
 
 
 class _Transport:
@@ -70,6 +75,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         self._connection = transport
+        _hold_little(transport)
         asked = _Transport(transport, self._close, self._is_closing)
         super().connection_made(cast("asyncio.Transport", asked))
         self._await_head()
@@ -170,6 +176,14 @@ class PatientProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _hold_little(transport: asyncio.Transport) -> None:
+    """Have the kernel take of what is written little more than the client does, where it can be told so."""
+    connection, option = transport.get_extra_info("socket"), getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if connection is not None and option is not None:
+        with suppress(OSError):  # no TCP, or the client has gone
+            connection.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
 
 
 def patient_protocol(write_seconds: float, on_cut: Callable[[], None], *, read_seconds: float) -> type[PatientProtocol]:

@@ -123,7 +123,10 @@ class Settings(BaseSettings):
         default=15.0, gt=0, description="A stream of events that was silent for so long gets a comment line."
     )
     write_seconds: float = Field(
-        default=10.0, gt=0, description="A client that takes nothing of its reply for so long is cut off."
+        default=30.0,
+        gt=0,
+        description="A client that takes nothing of its reply for so long is cut off; proxies that hold a "
+        "megabyte for a slow one take nothing in between.",
     )
     max_running: int = Field(
         default=64,

@@ -168,18 +168,24 @@ def test_a_small_reply_that_nobody_reads_is_cut_where_its_connection_is_closed(a
 
 @pytest.mark.parametrize("keep_alive", [0, 60], ids=["already closing", "open"])
 def test_a_client_that_reads_slowly_gets_all_of_a_large_reply(keep_alive: int) -> None:
+    """Buffers are the kernel's own, which by itself calls them full until a third of up to 4 MB was taken."""
+    pace, slow = 500_000, 1_500_000  # bytes a second, and how many at that pace; the others as they come
+
     async def use(server: Server) -> int:
         loop, taken = asyncio.get_running_loop(), 0
-        async with server.client() as client:
+        with socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
             await loop.sock_sendall(client, HEAD % (0, b""))
+            began = loop.time()
             while taken < len(LARGE):
-                piece = await loop.sock_recv(client, 1024 * 1024)
+                piece = await loop.sock_recv(client, 25_000 if taken < slow else 1024 * 1024)
                 assert piece, "the connection was closed before"
                 taken += len(piece)
-                await asyncio.sleep(0)
+                await asyncio.sleep(began + taken / pace - loop.time() if taken < slow else 0)
         return server.cuts
 
-    assert _serve(_large, use, write_seconds=5, timeout_keep_alive=keep_alive) == 0
+    assert _serve(_large, use, write_seconds=1, timeout_keep_alive=keep_alive) == 0
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
