@@ -4,7 +4,7 @@
 MultsdError
 |-- UnauthorizedError      the service wants a token, or another one                            (401)
 |-- InvalidRequestError    the request itself is at fault; `errors` names each field          (HTTP 400, 413)
-|-- ServiceUnavailableError  nobody answers, or the service is full; `retry_after` in seconds (429, 503, no connection)
+|-- ServiceUnavailableError  nobody answers, or it is full; `retry_after` in seconds    (429, 502, 503, no connection)
 |-- DeadlineExceededError  the picture was not ready in time                                  (408, 504, client timeout)
 |-- GenerationFailedError  the service met an error of its own; `request_id` finds it in logs (any other status)
 `-- ProtocolError          the reply is not what this client understands

@@ -38,6 +38,9 @@ LIMITS_PATH = "/limits"
 READY_PATH = "/readyz"
 REQUEST_ID = "X-Request-Id"
 
+# What a reverse proxy or load balancer says in pages of its own, where the service is away, full or silent.
+_OF_PROXIES = (429, 502, 503, 504)
+
 
 def body(request: GenerationRequest | Mapping[str, Any]) -> Mapping[str, Any]:
     """The API's JSON of a typed request, or the API's own as it is. Raises ValueError."""
@@ -184,7 +187,10 @@ def error_of(response: httpx.Response) -> MultsdError:
     except ProtocolError:
         data = {}
     if "message" not in data:
-        return ProtocolError(f"{shown(response.url)}: expected the multsd API, found HTTP {response.status_code}")
+        unknown = f"{shown(response.url)}: expected the multsd API, found HTTP {response.status_code}"
+        if response.status_code not in _OF_PROXIES:
+            return ProtocolError(unknown)
+        data = {"message": unknown}
     retry_after = response.headers.get("Retry-After", "")
     return _error(response.status_code, data, retry_after=float(retry_after) if retry_after.isdecimal() else None)
 
@@ -213,7 +219,7 @@ def _error(status: int, data: Mapping[str, Any], *, retry_after: float | None, a
         return InvalidRequestError(message, errors=_notes(data.get("errors")), request_id=request_id)
     if status == 401:
         return UnauthorizedError(message, request_id=request_id)
-    if status in (429, 503):
+    if status in (429, 502, 503):
         return ServiceUnavailableError(
             message, retry_after=retry_after, request_id=request_id, answered=answered, limited=status == 429
         )

@@ -87,6 +87,7 @@ def test_the_request_goes_to_the_stream_with_its_id(generate: Generate) -> None:
         (408, DeadlineExceededError),
         (504, DeadlineExceededError),
         (429, ServiceUnavailableError),
+        (502, ServiceUnavailableError),
         (503, ServiceUnavailableError),
         (500, GenerationFailedError),
     ],
@@ -139,7 +140,7 @@ def test_a_connection_that_fails_becomes_an_exception(
     [
         lambda: httpx.Response(200, text="<html>hello</html>"),
         lambda: httpx.Response(404, text="<html>nothing here</html>"),
-        lambda: httpx.Response(502, json=["bad gateway"]),
+        lambda: httpx.Response(500, json=["internal error"]),
         lambda: events(*STEPS),
         lambda: events(("result", {"image": "!"})),
         lambda: events(("result", {**RESULT, "image": "!"})),
@@ -151,7 +152,7 @@ def test_a_connection_that_fails_becomes_an_exception(
         lambda: events(("result", {**RESULT, "parameters": 7})),
         lambda: httpx.Response(200, text="event: result\ndata: {\n\n"),
         lambda: httpx.Response(200, text=f"event: result\ndata: {'[' * 100_000}\n\n"),
-        lambda: httpx.Response(503, text="[" * 100_000),
+        lambda: httpx.Response(500, text="[" * 100_000),
     ],
     ids=range(15),
 )
@@ -160,6 +161,25 @@ def test_another_service_at_the_address_is_a_protocol_error(
 ) -> None:
     with pytest.raises(ProtocolError):
         generate(lambda _request: reply())
+
+
+@pytest.mark.parametrize("page", ["<html>502</html>", '["bad gateway"]', '{"status": 502}', "[" * 100_000, ""])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (429, ServiceUnavailableError),
+        (502, ServiceUnavailableError),
+        (503, ServiceUnavailableError),
+        (504, DeadlineExceededError),
+    ],
+)
+def test_a_page_of_a_proxy_before_the_service_means_what_its_status_does(
+    generate: Generate, status: int, kind: type[MultsdError], page: str
+) -> None:
+    with pytest.raises(kind, match=f"found HTTP {status}$") as caught:
+        generate(lambda _request: httpx.Response(status, text=page, headers={"Retry-After": "5"}))
+    if isinstance(caught.value, ServiceUnavailableError):
+        assert (caught.value.retry_after, caught.value.limited) == (5, status == 429)
 
 
 @pytest.mark.parametrize("errors", [None, "width", [1], [["width"]], {"field": "width"}])

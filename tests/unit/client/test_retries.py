@@ -96,6 +96,15 @@ def test_a_full_service_is_asked_again_until_it_paints(blocking: bool) -> None:
 
 
 @pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_a_proxy_whose_service_is_away_is_asked_again(status: int, blocking: bool, slept: list[float]) -> None:
+    page: Outcome = lambda: httpx.Response(status, text="<html>", headers={"Retry-After": "7"})  # noqa: E731
+
+    assert _attempts([page, page, painted], retries=2, blocking=blocking) == 3
+    assert slept == [7, 7]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("deadline_s", [30, "30"], ids=["a number", "a numeric string"])
 def test_all_attempts_share_one_deadline(blocking: bool, deadline_s: object) -> None:
     sent: list[Any] = []
