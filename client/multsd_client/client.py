@@ -12,15 +12,13 @@ from typing import Any, Self
 import httpx
 
 from multsd_client import protocol
-from multsd_client.errors import MultsdError, ProtocolError
+from multsd_client.errors import MultsdError
 from multsd_client.headers import authorization
 from multsd_client.listening import Listener, OnPreview, OnProgress, OnQueued
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.retries import Attempts
 from multsd_client.urls import service_url
-
-_ENDED = "stream: expected a result or an error, found its end"
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
@@ -118,7 +116,7 @@ class Client:
             for line in response.iter_lines():
                 if (result := reader.feed(line)) is not None:
                     return result
-        raise ProtocolError(_ENDED, request_id=request_id)
+        raise protocol.ended(response, reader, request_id)
 
     def ready(self) -> bool:
         """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
@@ -209,7 +207,7 @@ class AsyncClient:
                 async for line in response.aiter_lines():
                     if (result := reader.feed(line)) is not None:
                         return result
-        raise ProtocolError(_ENDED, request_id=request_id)
+        raise protocol.ended(response, reader, request_id)
 
     async def ready(self) -> bool:
         """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""

@@ -37,6 +37,7 @@ STREAM_PATH = "/multsd/stream"
 LIMITS_PATH = "/limits"
 READY_PATH = "/readyz"
 REQUEST_ID = "X-Request-Id"
+EVENT_STREAM = "text/event-stream"
 
 # What a reverse proxy or load balancer says in pages of its own, where the service is away, full or silent.
 _OF_PROXIES = (429, 502, 503, 504)
@@ -160,6 +161,17 @@ class ReplyReader:
         self.answered = self.answered or is_work(update)
         self._listener.tell(update)
         return None
+
+
+def ended(response: httpx.Response, reader: ReplyReader, request_id: str | None) -> MultsdError:
+    """The exception for a reply that came to an end without a result or an error.
+
+    A proxy that speaks HTTP/1.0 to the service ends its own reply so, too, when the service has gone.
+    """
+    message = f"{shown(response.url)}: expected a result or an error, found the reply's end"
+    if response.headers.get("Content-Type", "").startswith(EVENT_STREAM):
+        return ServiceUnavailableError(message, request_id=request_id, answered=reader.answered)
+    return ProtocolError(message, request_id=request_id)
 
 
 def plain_object(response: httpx.Response) -> Mapping[str, Any]:

@@ -141,7 +141,7 @@ def test_a_connection_that_fails_becomes_an_exception(
         lambda: httpx.Response(200, text="<html>hello</html>"),
         lambda: httpx.Response(404, text="<html>nothing here</html>"),
         lambda: httpx.Response(500, json=["internal error"]),
-        lambda: events(*STEPS),
+        lambda: httpx.Response(200, text="event: result\ndata: {}"),
         lambda: events(("result", {"image": "!"})),
         lambda: events(("result", {**RESULT, "image": "!"})),
         lambda: events(("result", {**RESULT, "warnings": [1]})),

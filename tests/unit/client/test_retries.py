@@ -158,6 +158,7 @@ def test_after_the_last_retry_the_error_is_raised(blocking: bool) -> None:
         lambda: events(PREVIEW, FULL_EVENT),
         lambda: events(("error", {"status": 500, "message": "broken"})),
         lambda: _cut(WAITING, *STEPS),
+        lambda: events(WAITING, *STEPS),
         lambda: refusal(400),
         lambda: refusal(500),
         lambda: refusal(504),
@@ -165,6 +166,7 @@ def test_after_the_last_retry_the_error_is_raised(blocking: bool) -> None:
     ],
     ids=[
         *("full after progress", "full after a preview", "a failure in an event", "cut after progress"),
+        "ended after progress",
         *("a refusal", "a failure", "a deadline", "a timeout"),
     ],
 )
@@ -177,8 +179,14 @@ def test_what_was_worked_on_or_refused_is_not_asked_again(outcome: Outcome, bloc
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize(
     "outcome",
-    [lambda: events(FULL_EVENT), lambda: events(WAITING, FULL_EVENT), lambda: _cut(), lambda: _cut(WAITING)],
-    ids=["full at once", "full after a wait", "cut at once", "cut after a wait"],
+    [
+        *(lambda: events(FULL_EVENT), lambda: events(WAITING, FULL_EVENT)),
+        *(lambda: _cut(), lambda: _cut(WAITING), lambda: events(), lambda: events(WAITING)),
+    ],
+    ids=[
+        *("full at once", "full after a wait", "cut at once", "cut after a wait"),
+        *("ended at once", "ended after a wait"),
+    ],
 )
 def test_a_stream_that_ends_before_any_work_is_asked_for_again(outcome: Outcome, blocking: bool) -> None:
     assert _attempts([outcome, outcome, painted], retries=2, blocking=blocking) == 3
@@ -198,7 +206,9 @@ def test_another_attempt_queues_anew_and_steps_are_told_once(blocking: bool) -> 
     assert told == [Queued(2), Queued(2), Progress(1, 2), Progress(2, 2)]
 
 
-@pytest.mark.parametrize("outcome", [lambda: events(STEPS[0], FULL_EVENT), lambda: _cut(STEPS[0])])
+@pytest.mark.parametrize(
+    "outcome", [lambda: events(STEPS[0], FULL_EVENT), lambda: _cut(STEPS[0]), lambda: events(STEPS[0])]
+)
 def test_the_error_tells_whether_work_was_told_of(outcome: Outcome) -> None:
     for each, answered in ((outcome, True), (lambda: events(WAITING, FULL_EVENT), False), (FULL, False)):
         with pytest.raises(ServiceUnavailableError) as caught:
