@@ -20,9 +20,16 @@ from multsd_client.result import GenerationResult
 from multsd_client.retries import Attempts
 from multsd_client.urls import service_url
 
+LAST_WORD_S = 0.5  # after a deadline, in which the service may tell of it itself
+
 
 def _timeout(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, 5.0))
+
+
+def _patience(timeout: float, attempts: Attempts) -> httpx.Timeout:
+    """How long the service may be silent: until the deadline at most."""
+    return _timeout(min(timeout, max(attempts.left, 0.0) + LAST_WORD_S))
 
 
 @contextmanager
@@ -40,10 +47,10 @@ def _from_environment() -> Iterator[None]:
 class Client:
     """Blocking client of one gateway; a context manager.
 
-    token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
-    retries: how often a request is tried again while the service is not there or full, until work on it is told of;
-    its deadline_s holds for all attempts together. Unless retries is 0, refusals that say when the token's rate allows
-    more do not count. transport: an httpx transport, for tests and proxies.
+    token: the bearer token, if the service wants one. timeout: seconds without a sign of life from the service, no more
+    than a request's deadline_s. retries: how often a request is tried again while the service is not there or full,
+    until work on it is told of; its deadline_s holds for all attempts together. Unless retries is 0, refusals that say
+    when the token's rate allows more do not count. transport: an httpx transport, for tests and proxies.
 
     Raises ValueError for a URL that is none, for a token that no header can carry, and for proxies and certificates of
     the environment that cannot be used.
@@ -58,7 +65,7 @@ class Client:
         retries: int = 0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._retries = retries
+        self._retries, self._timeout = retries, timeout
         service, headers = service_url(url), authorization(token)
         with _from_environment():
             self._http = httpx.Client(base_url=service, headers=headers, timeout=_timeout(timeout), transport=transport)
@@ -92,7 +99,7 @@ class Client:
         attempts, body = Attempts(self._retries, protocol.deadline(request)), protocol.body(request)
         while True:
             try:
-                return self._generate(body, listener, request_id)
+                return self._generate(body, listener, request_id, _patience(self._timeout, attempts))
             except MultsdError as error:
                 if (seconds := attempts.pause(error)) is None:
                     raise
@@ -104,11 +111,13 @@ class Client:
         with protocol.transport(self._http.base_url):
             return protocol.plain_object(self._http.get(protocol.LIMITS_PATH))
 
-    def _generate(self, body: Mapping[str, Any], listener: Listener, request_id: str | None) -> GenerationResult:
+    def _generate(
+        self, body: Mapping[str, Any], listener: Listener, request_id: str | None, patience: httpx.Timeout
+    ) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
         with (
             protocol.transport(self._http.base_url, reader),
-            self._http.stream(**protocol.post(body, request_id)) as response,
+            self._http.stream(**protocol.post(body, request_id), timeout=patience) as response,
         ):
             if response.status_code != httpx.codes.OK:
                 response.read()
@@ -131,10 +140,10 @@ class Client:
 class AsyncClient:
     """Awaitable client of one gateway; an asynchronous context manager. Cancelling a call cancels its picture.
 
-    token: the bearer token, where the service wants one. timeout: seconds without a sign of life from the service.
-    retries: how often a request is tried again while the service is not there or full, until work on it is told of;
-    its deadline_s holds for all attempts together. Unless retries is 0, refusals that say when the token's rate allows
-    more do not count. transport: an httpx transport, for tests and proxies.
+    token: the bearer token, if the service wants one. timeout: seconds without a sign of life from the service, no more
+    than a request's deadline_s. retries: how often a request is tried again while the service is not there or full,
+    until work on it is told of; its deadline_s holds for all attempts together. Unless retries is 0, refusals that say
+    when the token's rate allows more do not count. transport: an httpx transport, for tests and proxies.
 
     Raises ValueError for a URL that is none, for a token that no header can carry, and for proxies and certificates of
     the environment that cannot be used.
@@ -149,7 +158,7 @@ class AsyncClient:
         retries: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._retries = retries
+        self._retries, self._timeout = retries, timeout
         service, headers = service_url(url), authorization(token)
         with _from_environment():
             self._http = httpx.AsyncClient(
@@ -185,7 +194,7 @@ class AsyncClient:
         attempts, body = Attempts(self._retries, protocol.deadline(request)), protocol.body(request)
         while True:
             try:
-                return await self._generate(body, listener, request_id)
+                return await self._generate(body, listener, request_id, _patience(self._timeout, attempts))
             except MultsdError as error:
                 if (seconds := attempts.pause(error)) is None:
                     raise
@@ -197,10 +206,12 @@ class AsyncClient:
         with protocol.transport(self._http.base_url):
             return protocol.plain_object(await self._http.get(protocol.LIMITS_PATH))
 
-    async def _generate(self, body: Mapping[str, Any], listener: Listener, request_id: str | None) -> GenerationResult:
+    async def _generate(
+        self, body: Mapping[str, Any], listener: Listener, request_id: str | None, patience: httpx.Timeout
+    ) -> GenerationResult:
         reader = protocol.ReplyReader(listener)
         with protocol.transport(self._http.base_url, reader):
-            async with self._http.stream(**protocol.post(body, request_id)) as response:
+            async with self._http.stream(**protocol.post(body, request_id), timeout=patience) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     raise protocol.error_of(response)

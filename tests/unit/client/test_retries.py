@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from multsd_client import AsyncClient, Client, MultsdError, ServiceUnavailableError, protocol
+from multsd_client.client import LAST_WORD_S
 from multsd_client.errors import DeadlineExceededError, InvalidRequestError
 from multsd_client.retries import LONGEST_PAUSE_S, SHORTEST_DEADLINE_S, pause
 from multsd_client.tensors import Progress, Queued
@@ -117,6 +118,22 @@ def test_all_attempts_share_one_deadline(blocking: bool, deadline_s: object) -> 
     first, second, third = sent
     assert first == deadline_s
     assert 30 > second > third > 0
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_silent_service_is_waited_for_no_longer_than_the_deadline(blocking: bool) -> None:
+    waits: list[float] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        return FULL() if len(waits) == 1 else painted()
+
+    _generate(reply, {"deadline_s": 30}, retries=1, blocking=blocking)
+    _generate(reply, {"deadline_s": 3000}, retries=1, blocking=blocking)
+    _generate(reply, {}, retries=1, blocking=blocking)
+    first, second, *others = waits
+    assert 30 + LAST_WORD_S > first > second > 0
+    assert others == [600, 600], "the client's own timeout"
 
 
 @pytest.mark.parametrize("blocking", [True, False])
