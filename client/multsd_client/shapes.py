@@ -30,6 +30,11 @@ class Box:
     y1: int
 
     def __post_init__(self) -> None:
+        try:
+            for name in ("x0", "y0", "x1", "y1"):
+                object.__setattr__(self, name, index(getattr(self, name)))  # NumPy's integers are not JSON
+        except TypeError:
+            raise ValueError(f"box: expected four whole numbers, found {self}") from None
         if self.x0 < 0 or self.y0 < 0 or self.x1 <= self.x0 or self.y1 <= self.y0:
             raise ValueError(f"box: expected 0 <= x0 < x1 and 0 <= y0 < y1, found {self}")
 
@@ -60,7 +65,7 @@ class Box:
 
     def to_json(self) -> dict[str, Any]:
         """The shape as an item of the request's `masks`."""
-        return {"box": [index(side) for side in (self.x0, self.y0, self.x1, self.y1)]}  # NumPy's integers are not JSON
+        return {"box": [self.x0, self.y0, self.x1, self.y1]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,15 @@ def test_a_box_is_without_its_far_edges_and_cut_at_the_canvas() -> None:
         Box(4, 0, 5, 1).mask(4, 4)
 
 
+@pytest.mark.parametrize("side", [256.0, np.float32(256), "256", None])
+def test_a_box_is_of_whole_numbers(side: object) -> None:
+    with pytest.raises(ValueError, match=f"^box: expected four whole numbers, found 0,0,{side},512$"):
+        Box(0, 0, side, 512)  # type: ignore[arg-type]
+    box = Box(*np.array([0, 1, 2, 255], np.uint8))
+    assert box == Box(0, 1, 2, 255)
+    assert box.mask(3, 300).sum() == 2 * 254
+
+
 def test_what_a_polygon_encloses_twice_is_outside() -> None:
     square = ((0.0, 0.0), (8.0, 0.0), (8.0, 8.0), (0.0, 8.0))
 
