@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from multsd_client import batch
 from multsd_client.client import AsyncClient
-from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token, reason
+from multsd_client.options import (
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    Retries,
+    Timeout,
+    TokenFile,
+    Url,
+    read_text,
+    read_token,
+    reason,
+)
 
 EXIT_SOME_FAILED = 1
 RESULTS = "results.jsonl"
@@ -62,8 +71,7 @@ def batch_command(
 
 def _read(source: str) -> list[batch.Job]:
     try:
-        # Bytes: as text, each lone carriage return would end a line, and stdin would be read in the locale's encoding.
-        text = (sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()).decode("utf-8-sig")
+        text = read_text(source)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{source}: {reason(error)}", param_hint="FILE") from None
     return batch.read_jobs(text.split("\n"))  # splitlines() also cuts at what JSON's strings may hold

@@ -30,7 +30,17 @@ from multsd_client.errors import (
     ServiceUnavailableError,
     UnauthorizedError,
 )
-from multsd_client.options import DEFAULT_TIMEOUT_S, DEFAULT_URL, Retries, Timeout, TokenFile, Url, read_token, reason
+from multsd_client.options import (
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    Retries,
+    Timeout,
+    TokenFile,
+    Url,
+    read_text,
+    read_token,
+    reason,
+)
 from multsd_client.request import GenerationRequest
 from multsd_client.result import GenerationResult
 from multsd_client.urls import shown
@@ -194,8 +204,7 @@ def _read_json(source: str, prompt: str | None, regions: list[str]) -> dict[str,
     if prompt is not None or regions:
         raise typer.BadParameter("expected either a request or a prompt with regions", param_hint="--request")
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
-        body = json.loads(text, strict=False)
+        body = json.loads(read_text(source), strict=False)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{source}: {reason(error)}", param_hint="--request") from None
     except RecursionError:

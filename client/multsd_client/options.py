@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,15 @@ def _token(text: str, source: str, hint: str) -> str:
         return header_value(text, source)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=hint) from None
+
+
+def read_text(source: str) -> str:
+    """The UTF-8 of a file, or of stdin where that is "-"; a byte order mark is left out. Raises OSError, ValueError.
+
+    Bytes: as text, each lone carriage return would end a line, and stdin would be read in the locale's encoding.
+    """
+    content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    return content.decode("utf-8-sig")
 
 
 def reason(error: Exception) -> str:

@@ -150,6 +150,31 @@ def test_a_request_comes_from_a_file_or_stdin_and_options_win(fake: Service, sou
     assert fake.bodies == [{"bg_prompt": "a\nbeach", "seed": 2, "width": "64", "output_format": "jpeg"}]
 
 
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_a_request_is_utf8_in_any_locale_with_or_without_a_byte_order_mark(fake: Service, source: str) -> None:
+    content = "\ufeff" + json.dumps({"bg_prompt": "m\u00f6wen"}, ensure_ascii=False)
+    Path("request.json").write_bytes(content.encode())
+
+    result = CliRunner(charset="latin-1").invoke(
+        cli.app, ["generate", "--request", "-" if source == "stdin" else "request.json"], input=content.encode()
+    )
+
+    assert result.exit_code == 0, result.output
+    assert fake.bodies == [{"bg_prompt": "m\u00f6wen", "output_format": "jpeg"}]
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_a_request_that_is_no_utf8_is_refused(fake: Service, source: str) -> None:
+    Path("request.json").write_bytes(b'{"bg_prompt": "m\xf6wen"}')
+    result = CliRunner().invoke(
+        cli.app,
+        ["generate", "--request", "-" if source == "stdin" else "request.json"],
+        input=Path("request.json").read_bytes(),
+    )
+    assert result.exit_code == 2
+    assert fake.bodies == []
+
+
 def test_the_environment_names_the_service(fake: Service) -> None:
     run("a beach", env={"MULTSD_URL": "http://elsewhere:1"})
 
