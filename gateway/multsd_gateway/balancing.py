@@ -115,13 +115,16 @@ class BalancedPainter:
     def _choose(self, tried: Sequence[Endpoint], request: ModelRequest | None = None) -> Endpoint | None:
         """The least busy that is ready, in turn; where none is, any may be back sooner than its next probe.
 
-        Before all, one whose own limits are not below the request. None where each of those was tried.
+        Before all, one whose own limits are not below the request. None where each of those was tried: another would
+        refuse for good what one of them takes later.
         """
         ready = [each for each in self.endpoints if each.ready]
         left = [each for each in ready or self.endpoints if each not in tried]
         if not left:
             return None
-        able = [each for each in left if request and all(takes(told, request) for told in each.painter.descriptions())]
+        able = [each for each in left if request and _able(each, request)]
+        if request and not able and any(_able(each, request) for each in tried):
+            return None
         chosen = min(able or left, key=lambda each: (each.in_flight, each.turn))
         chosen.turn = next(self._turns)
         return chosen
@@ -158,6 +161,10 @@ class BalancedPainter:
         except TimeoutError:
             return f"no answer within {self._probe_seconds:g} s"
         return f"not ready: {', '.join(missing)}" if missing else ""
+
+
+def _able(endpoint: Endpoint, request: ModelRequest) -> bool:
+    return all(takes(told, request) for told in endpoint.painter.descriptions())
 
 
 def takes(model: ModelDescription, request: ModelRequest) -> bool:

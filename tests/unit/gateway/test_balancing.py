@@ -19,6 +19,7 @@ from tests.jumping import JumpingLoop
 from tests.unit.gateway.fakes import FakePainter, settings
 
 REQUEST = ModelRequest(prompts=("a",), height=2, width=3, num_inference_steps=2)
+FULL, AWAY = ModelUnavailableError("queue full", retry_after=9), ModelUnavailableError("connection refused")
 
 
 async def _paint(painter: BalancedPainter, told: list[Update] | None = None) -> Picture:
@@ -204,6 +205,39 @@ def test_of_tritons_with_other_limits_one_that_takes_the_request_is_asked(asked:
     assert (len(small.requests), len(large.requests)) == (0, 4)
 
 
+def _limited(max_steps: int, error: Exception | None = None) -> FakePainter:
+    return FakePainter(error=error, description=ModelDescription(frozenset(), {"max_steps": str(max_steps)}))
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked"), [(100, [1, 1, 0]), (10, [1, 1, 1])], ids=["two could do it", "all could do it"]
+)
+def test_what_is_refused_now_is_not_given_to_one_that_would_refuse_it_for_good(steps: int, asked: list[int]) -> None:
+    fakes = [_limited(200, FULL), _limited(150, AWAY), _limited(50, None if steps <= 50 else InvalidRequestError([]))]
+
+    async def use(painter: BalancedPainter) -> ModelUnavailableError | None:
+        try:
+            await painter.paint(replace(REQUEST, num_inference_steps=steps), request_id="job", on_progress=None)
+        except ModelUnavailableError as error:
+            return error
+        return None
+
+    error = _with(fakes, use)
+    assert [len(fake.requests) for fake in fakes] == asked
+    assert error is (FULL if steps == 100 else None)
+
+
+def test_what_none_could_do_is_refused_for_good() -> None:
+    fakes = [_limited(50, InvalidRequestError([])), _limited(50, InvalidRequestError([]))]
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(InvalidRequestError):
+            await painter.paint(replace(REQUEST, num_inference_steps=100), request_id="job", on_progress=None)
+
+    _with(fakes, use)
+    assert sum(len(fake.requests) for fake in fakes) == 1
+
+
 def test_one_that_is_ready_and_has_not_told_counts_as_unknown_and_one_that_is_away_not_at_all() -> None:
     class Telling(FakePainter):
         def descriptions(self) -> tuple[ModelDescription, ...]:
@@ -219,9 +253,6 @@ def test_one_that_is_ready_and_has_not_told_counts_as_unknown_and_one_that_is_aw
         assert narrowed(settings(), painter.descriptions()).max_steps == 100
 
     _with([Telling(), Silent()], use)
-
-
-FULL, AWAY = ModelUnavailableError("queue full", retry_after=9), ModelUnavailableError("connection refused")
 
 
 @pytest.mark.parametrize("errors", [(FULL, AWAY), (AWAY, FULL), (ModelUnavailableError("full", retry_after=30), FULL)])
