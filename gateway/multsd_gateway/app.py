@@ -123,7 +123,14 @@ class Gateway:
                 model = await self._painter.describe()
         except TimeoutError:
             raise ModelUnavailableError("no description of the model in time") from None
-        return JSONResponse(capabilities(self._settings, model, last_checkpoint=self._service.last_checkpoint))
+        told = capabilities(
+            self._settings,
+            model,
+            models=self._painter.descriptions(),
+            samplers=self._painter.samplers(),
+            last_checkpoint=self._service.last_checkpoint,
+        )
+        return JSONResponse(told)
 
     async def metrics(self) -> Response:
         """The gateway's metrics, then Triton's as they are."""

@@ -90,11 +90,15 @@ class BalancedPainter:
         return list(models or needed(())) if fewest is None else fewest
 
     async def describe(self) -> ModelDescription:
+        """Of the first that is ready, so that one answer is like another; of the next where it does not tell."""
         self.start()
-        endpoint = self._choose([])
-        if endpoint is None:
-            raise _most_telling([])
-        return await endpoint.painter.describe()
+        errors: list[ModelUnavailableError] = []
+        for endpoint in [each for each in self.endpoints if each.ready] or self.endpoints:
+            try:
+                return await endpoint.painter.describe()
+            except ModelUnavailableError as error:
+                errors.append(error)
+        raise _most_telling(errors)
 
     def samplers(self) -> tuple[str, ...] | None:
         """Of all that are ready together; None where one of them has not told."""
@@ -112,7 +116,7 @@ class BalancedPainter:
         await asyncio.gather(*self._probes, return_exceptions=True)
         await asyncio.gather(*(each.painter.close() for each in self.endpoints))
 
-    def _choose(self, tried: Sequence[Endpoint], request: ModelRequest | None = None) -> Endpoint | None:
+    def _choose(self, tried: Sequence[Endpoint], request: ModelRequest) -> Endpoint | None:
         """The least busy that is ready, in turn; where none is, any may be back sooner than its next probe.
 
         Before all, one whose own limits are not below the request. None where each of those was tried: another would
@@ -122,8 +126,8 @@ class BalancedPainter:
         left = [each for each in ready or self.endpoints if each not in tried]
         if not left:
             return None
-        able = [each for each in left if request and _able(each, request)]
-        if request and not able and any(_able(each, request) for each in tried):
+        able = [each for each in left if _able(each, request)]
+        if not able and any(_able(each, request) for each in tried):
             return None
         chosen = min(able or left, key=lambda each: (each.in_flight, each.turn))
         chosen.turn = next(self._turns)
@@ -169,10 +173,14 @@ def _able(endpoint: Endpoint, request: ModelRequest) -> bool:
 
 def takes(model: ModelDescription, request: ModelRequest) -> bool:
     """Whether a model takes a request, as far as it has told: while one is replaced by another, limits may differ."""
+    texts = (*request.prompts, *request.negative_prompts)
     asked = {
-        "max_steps": request.num_inference_steps or 0,
+        "max_steps": max(request.num_inference_steps or 0, request.bootstrapping or 0, request.preview_every or 0),
         "max_pixels": request.height * request.width,
+        "max_mask_pixels": 0 if request.masks is None else request.masks.size,
         "max_regions": len(request.prompts),
+        "max_prompt_bytes": max(len(text.encode()) for text in texts),
+        "window": request.view_stride or 0,
     }
     known = not model.samplers or request.scheduler is None or request.scheduler in model.samplers
     return known and all(value <= model.number(name, value) for name, value in asked.items())

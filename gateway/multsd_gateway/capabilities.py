@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from multsd_gateway import limits
@@ -27,15 +27,24 @@ _OWN = (
 )
 
 
-def capabilities(settings: Settings, model: ModelDescription, *, last_checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply of GET /limits; what the model does not tell is None. last_checkpoint: the last picture's, or empty."""
-    parameters = model.parameters
-    held = limits.narrowed(settings, [model])
+def capabilities(
+    settings: Settings,
+    model: ModelDescription,
+    *,
+    models: Sequence[ModelDescription] = (),
+    samplers: Collection[str] | None = None,
+    last_checkpoint: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The reply of GET /limits; what the model does not tell is None. last_checkpoint: the last picture's, or empty.
+
+    models, samplers: see limit_faults, for what is told is what is held; where there are none the model's own.
+    """
+    parameters, models = model.parameters, models or (model,)
+    held = limits.narrowed(settings, models)
     numbers: dict[str, Any] = {name: getattr(held, name) for name in (*_OWN, *limits.SHARED)}
-    numbers["max_waiting_rows"] = min(
-        settings.max_waiting_rows, model.number("max_waiting_rows", settings.max_waiting_rows)
-    )
-    samplers = list(model.samplers or SAMPLERS)
+    rows = settings.max_waiting_rows
+    numbers["max_waiting_rows"] = min(rows, limits.highest(models, "max_waiting_rows", rows))
+    schedulers = list(samplers or model.samplers or SAMPLERS)
     return {
         "limits": {
             **numbers,
@@ -44,10 +53,10 @@ def capabilities(settings: Settings, model: ModelDescription, *, last_checkpoint
             "max_bootstrapping": limits.MAX_BOOTSTRAPPING,
         },
         "output_formats": list(limits.FORMATS),
-        "schedulers": samplers,
+        "schedulers": schedulers,
         "defaults": {"output_format": MultsdRequest.model_fields["output_format"].default}
         | limits.defaults(held)
-        | {"guidance_scale": 7.5, "scheduler": samplers[0], "view_stride": model.number("view_stride", None)},
+        | {"guidance_scale": 7.5, "scheduler": schedulers[0], "view_stride": model.number("view_stride", None)},
         "checkpoint": {
             name: parameters.get(f"checkpoint_{name}", last_checkpoint.get(name))
             for name in ("name", "digest", "family")

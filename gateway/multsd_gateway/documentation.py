@@ -100,7 +100,8 @@ class LimitsReply(BaseModel):
     """What this deployment accepts, and what it paints with."""
 
     limits: dict[str, float] = Field(
-        description="Each limit: the lower of the gateway's and the model's.", examples=[_LIMITS["limits"]]
+        description="Each limit: the lower of the gateway's and the model's, of several Tritons' the highest.",
+        examples=[_LIMITS["limits"]],
     )
     output_formats: list[str] = Field(examples=[_LIMITS["output_formats"]])
     schedulers: list[str] = Field(

@@ -31,13 +31,13 @@ def narrowed(settings: Settings, models: Sequence[ModelDescription]) -> Settings
     """The settings, each limit no higher than the models' own, of several models the highest."""
     return settings.model_copy(
         update={
-            name: min(getattr(settings, name), _most(models, name, getattr(settings, name) + on_top, on_top) - on_top)
+            name: min(getattr(settings, name), highest(models, name, getattr(settings, name) + on_top, on_top) - on_top)
             for name, on_top in SHARED.items()
         }
     )
 
 
-def _most(models: Sequence[ModelDescription], name: str, otherwise: int, least: int = 1) -> int:
+def highest(models: Sequence[ModelDescription], name: str, otherwise: int, least: int = 1) -> int:
     """The highest of the models' numbers; `otherwise` stands for one that is not told."""
     return max((model.number(name, otherwise, least=least) for model in models), default=otherwise)
 
@@ -156,10 +156,10 @@ def _numbers(request: MultsdRequest, settings: Settings, models: Sequence[ModelD
         ("width", settings.min_side, settings.max_side),
         ("height", settings.min_side, settings.max_side),
         ("ddim_steps", 1, settings.max_steps),
-        ("bootstrapping", 0, min(MAX_BOOTSTRAPPING, _most(models, "max_steps", MAX_BOOTSTRAPPING))),
+        ("bootstrapping", 0, min(MAX_BOOTSTRAPPING, highest(models, "max_steps", MAX_BOOTSTRAPPING))),
         ("seed", 0, MAX_SEED),
         ("guidance_scale", 0, MAX_GUIDANCE),
-        ("view_stride", 1, min(MAX_STRIDE, _most(models, "window", MAX_STRIDE))),
+        ("view_stride", 1, min(MAX_STRIDE, highest(models, "window", MAX_STRIDE))),
         ("quality", 1, MAX_QUALITY),
         ("preview_every", 0, settings.max_steps),
         ("deadline_s", SHORTEST_DEADLINE_S, settings.request_seconds),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from multsd_client.retries import SHORTEST_DEADLINE_S
@@ -181,7 +182,18 @@ def test_a_probe_that_meets_something_unforeseen_has_failed_and_the_next_one_is_
 
 
 @pytest.mark.parametrize(
-    "asked", [{"num_inference_steps": 100}, {"scheduler": "lcm"}, {"height": 20}, {"prompts": ("a", "b", "c")}]
+    "asked",
+    [
+        *({"num_inference_steps": 100}, {"bootstrapping": 100}, {"preview_every": 100}, {"scheduler": "lcm"}),
+        *(
+            {"height": 20},
+            {"prompts": ("a", "b", "c")},
+            {"prompts": ("\u00e4" * 9,)},
+            {"negative_prompts": ("b" * 17,)},
+        ),
+        *({"masks": np.zeros((3, 2, 3), np.uint8)}, {"view_stride": 9}),
+    ],
+    ids=lambda asked: next(iter(asked)),
 )
 def test_of_tritons_with_other_limits_one_that_takes_the_request_is_asked(asked: dict[str, Any]) -> None:
     """As while one release is replaced by another."""
@@ -194,8 +206,24 @@ def test_of_tritons_with_other_limits_one_that_takes_the_request_is_asked(asked:
         def descriptions(self) -> tuple[ModelDescription, ...]:
             return (self.told,)
 
-    small = Telling(max_steps="50", samplers="ddim", max_pixels="30", max_regions="2")
-    large = Telling(max_steps="200", samplers="ddim,lcm", max_pixels="90", max_regions="4")
+    small = Telling(
+        max_steps="50",
+        samplers="ddim",
+        max_pixels="30",
+        max_regions="2",
+        max_prompt_bytes="16",
+        max_mask_pixels="12",
+        window="8",
+    )
+    large = Telling(
+        max_steps="200",
+        samplers="ddim,lcm",
+        max_pixels="90",
+        max_regions="4",
+        max_prompt_bytes="99",
+        max_mask_pixels="18",
+        window="9",
+    )
 
     async def use(painter: BalancedPainter) -> None:
         for _ in range(4):
@@ -281,6 +309,24 @@ def test_one_known_to_be_away_is_not_tried_while_another_is_ready() -> None:
     error = _with(fakes, use)
     assert (str(error), error.retry_after) == ("queue full", 9)
     assert [len(fake.requests) for fake in fakes] == [1, 0]
+
+
+def test_the_first_that_is_ready_and_tells_describes_the_model() -> None:
+    told = [ModelDescription(frozenset(), {"window": window}) for window in ("64", "128", "96")]
+    fakes = [FakePainter(description=each) for each in told]
+
+    async def use(painter: BalancedPainter) -> list[ModelDescription]:
+        found = [await painter.describe() for _ in range(3)]
+        painter.endpoints[0].ready = False
+        found.append(await painter.describe())
+        fakes[1].error = AWAY
+        found.append(await painter.describe())
+        fakes[2].error = FULL
+        with pytest.raises(ModelUnavailableError, match="queue full"):
+            await painter.describe()
+        return found
+
+    assert _with(fakes, use) == [told[0]] * 3 + [told[1], told[2]]
 
 
 def test_where_none_is_ready_any_may_be_back() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from multsd_gateway import documentation
 from multsd_gateway.app import create_app
+from multsd_gateway.balancing import BalancedPainter, Endpoint
 from multsd_gateway.capabilities import SAMPLERS
 from multsd_gateway.errors import ModelUnavailableError
 from multsd_gateway.inference import ModelDescription
@@ -66,6 +70,33 @@ def test_the_samplers_are_those_that_the_model_names_or_else_all_that_are_known(
 def test_the_samplers_that_are_known_are_those_of_the_models_configuration() -> None:
     config = (ROOT / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
     assert f'key: "samplers" value {{ string_value: "{",".join(SAMPLERS)}" }}' in config
+
+
+def test_of_several_models_the_highest_limits_are_told_each_time_alike() -> None:
+    """As while one release is replaced by another: what is told is what POST /multsd holds requests to."""
+    old = {"max_steps": "50", "max_prompt_bytes": "1000", "samplers": "ddim,euler", "window": "64"}
+    new = {"max_steps": "150", "max_prompt_bytes": "9000", "samplers": "ddim,lcm", "window": "128"}
+    fakes = [FakePainter(description=ModelDescription(frozenset(), told)) for told in (old, new)]
+    endpoints = [Endpoint(str(number), fake) for number, fake in enumerate(fakes)]
+    balanced = BalancedPainter(endpoints, models=["multidiffusion"], probe_seconds=60.0)
+
+    async def scenario() -> list[dict[str, Any]]:
+        transport = httpx.ASGITransport(create_app(settings(), balanced))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            replies = []
+            for _ in range(4):
+                replies.append((await client.get("/limits")).json())
+                assert (await client.post("/multsd", json=seed_request(ddim_steps=150))).status_code == 200
+                fakes[0].error = ModelUnavailableError("away")  # the other one tells
+            await balanced.close()
+        return replies
+
+    first, *others = asyncio.run(scenario())
+    assert (first["limits"]["max_steps"], first["limits"]["max_prompt_bytes"]) == (150, 9000)
+    assert first["schedulers"] == ["ddim", "euler", "lcm"]
+    assert [reply["limits"] for reply in others] == [first["limits"]] * 3
+    assert [reply["schedulers"] for reply in others] == [first["schedulers"]] * 3
+    assert [reply["window"] for reply in (first, *others)] == [64, 128, 128, 128]
 
 
 def test_without_a_model_there_are_no_limits_to_tell() -> None:
