@@ -46,7 +46,9 @@ class PatientProtocol(H11Protocol):
     what it sends is thrown away, so much and so long: closed at once, it would be reset, and the reply be lost.
     """
 
-    read_seconds: float  # in which all of a request's head has to come, and in which a body may end after its reply
+    # In which all of a request's head has to come, the first after the connection, another after its own first byte;
+    # and in which a body may end after its reply.
+    read_seconds: float
     write_seconds: float  # in which some of what was written has to be taken
     on_cut: Callable[[], None]
     _connection: asyncio.Transport
@@ -84,6 +86,8 @@ class PatientProtocol(H11Protocol):
         """The client sent something."""
         if self._drain_timer is None:
             super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                self._await_head()
             return
         self._drained += len(data)
         if self._drained > MAX_DRAINED_BYTES:
@@ -102,9 +106,11 @@ class PatientProtocol(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def on_response_complete(self) -> None:
-        """The reply is whole; the next request may have come already."""
-        self._await_head()
+        """The reply is whole; the next request may have come already, or some of it."""
         super().on_response_complete()
+        begun, _ = self.conn.trailing_data
+        if begun and self.conn.their_state is h11.IDLE:
+            self._await_head()
 
     def pause_writing(self) -> None:
         """Too much is waiting to be taken."""
@@ -132,8 +138,8 @@ class PatientProtocol(H11Protocol):
         self._stop_draining()
 
     def _await_head(self) -> None:
-        self._stop_head_timer()
-        self._head_timer = self.loop.call_later(self.read_seconds, self.timeout_keep_alive_handler)
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.read_seconds, self.timeout_keep_alive_handler)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

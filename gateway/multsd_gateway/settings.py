@@ -116,6 +116,12 @@ class Settings(BaseSettings):
     body_seconds: float = Field(
         default=30.0, gt=0, description="Longest time for a request's head to arrive, and then for its body."
     )
+    keep_alive_seconds: int = Field(
+        default=620,
+        ge=1,
+        description="A connection without a request is kept for so long: for longer than the proxies before the "
+        "gateway keep theirs, or they send requests into its end. nginx's are kept for 60 s, Google Cloud's for 600.",
+    )
     request_seconds: float = Field(
         default=300.0, gt=0, description="Longest time from a request's arrival to its picture."
     )

@@ -200,8 +200,11 @@ async def _until_closed(client: socket.socket) -> bytes:
     return reply
 
 
-@pytest.mark.parametrize("drip", [b"", b"x"], ids=["silent", "a byte at a time"])
-@pytest.mark.parametrize("requests", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("requests", "drip"),
+    [(0, b""), (0, b"x"), (1, b"x"), (2, b"x")],
+    ids=["silent", "a byte at a time", "the second a byte at a time", "the third a byte at a time"],
+)
 def test_a_connection_without_a_whole_head_is_closed(requests: int, drip: bytes) -> None:
     async def use(server: Server) -> bytes:
         loop = asyncio.get_running_loop()
@@ -230,7 +233,7 @@ def test_a_request_whose_head_is_there_may_take_longer() -> None:
             await asyncio.get_running_loop().sock_sendall(client, HEAD % (0, b""))
             return await _until_closed(client)
 
-    assert _serve(app, use, read_seconds=0.1, timeout_keep_alive=60).endswith(b"refused")
+    assert _serve(app, use, read_seconds=0.1, timeout_keep_alive=0).endswith(b"refused")
 
 
 @pytest.mark.parametrize(
@@ -315,6 +318,90 @@ class Buffer(asyncio.Transport):
 
     def abort(self) -> None:
         self.aborted_at = asyncio.get_running_loop().time()
+
+
+class Kept(asyncio.Transport):
+    """A connection that takes at once what is written. closed_at: in the event loop's time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed_at: float | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.closed_at is not None
+
+    def close(self) -> None:
+        if self.closed_at is None:
+            self.closed_at = asyncio.get_running_loop().time()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "closed_at"),
+    [
+        ([(0, GET)], 620),
+        ([(0, GET), (600, GET)], 1220),
+        ([(0, GET * 2), (600, GET)], 1220),
+        ([(0, GET), (600, b"G"), (610, b"E")], 630),
+        ([(0, GET + b"G")], 30),
+        ([(0, GET + b"G"), (29, b"E")], 30),
+        ([(0, b"G"), (20, GET[1:])], 640),
+        ([], 30),
+    ],
+    ids=[
+        *("nothing more", "another request", "two at once and another", "another that does not end"),
+        *("some of another at once", "that drips", "a slow head", "no request"),
+    ],
+)
+def test_a_connection_is_kept_between_requests_and_not_in_the_middle_of_a_head(
+    sent: list[tuple[float, bytes]], closed_at: float
+) -> None:
+    async def scenario() -> tuple[float | None, int]:
+        config = uvicorn.Config(_refuse, timeout_keep_alive=620, log_config=None)
+        protocol = patient_protocol(10, lambda: None, read_seconds=30)(config, ServerState(), {})
+        transport, loop = Kept(), asyncio.get_running_loop()
+        protocol.connection_made(transport)
+        for seconds, data in sent:
+            await asyncio.sleep(seconds - loop.time())
+            assert transport.closed_at is None
+            protocol.data_received(data)
+        await asyncio.sleep(2000)
+        protocol.connection_lost(None)
+        return transport.closed_at, transport.written.count(b"HTTP/1.1 401 ")
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        answered = b"".join(data for _, data in sent).count(GET)
+        assert runner.run(scenario()) == (closed_at, answered)
+
+
+def test_a_connection_without_a_request_does_not_hold_the_servers_end() -> None:
+    async def use(server: Server) -> tuple[Server, socket.socket]:
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(client, GET)
+        assert (await asyncio.get_running_loop().sock_recv(client, 4096)).startswith(b"HTTP/1.1 401 ")
+        return server, client
+
+    server, client = _serve(_refuse, use, timeout_keep_alive=620, timeout_graceful_shutdown=10)
+    with client:
+        client.setblocking(True)
+        assert client.recv(4096) in (b"", b"refused")
+        assert server.connections() == 0
 
 
 @pytest.mark.parametrize("how", ["no further request", "most is taken while it closes"])
