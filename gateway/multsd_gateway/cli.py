@@ -102,7 +102,10 @@ def run_gateway(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         http=patient_protocol(
-            settings.write_seconds, application.state.metrics.cut.inc, read_seconds=settings.body_seconds
+            settings.write_seconds,
+            application.state.metrics.cut.inc,
+            read_seconds=settings.body_seconds,
+            max_body_bytes=settings.max_body_bytes,
         ),
         log_config=None,
         access_log=False,

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
 
-MAX_DRAINED_BYTES = 32 * 1024 * 1024  # of a body after its reply: more than a body of the default limit
+MAX_DRAINED_BYTES = 32 * 1024 * 1024  # of a body after its reply, at the least
 
 # What the kernel holds beside what is under way. By itself it takes megabytes, and then no more until a third of them
 # is free: a client that reads slowly would seem to take nothing for minutes.
@@ -50,6 +50,7 @@ class PatientProtocol(H11Protocol):
     # and in which a body may end after its reply.
     read_seconds: float
     write_seconds: float  # in which some of what was written has to be taken
+    drained_bytes: int  # most of a body after its reply
     on_cut: Callable[[], None]
     _connection: asyncio.Transport
     _timer: asyncio.TimerHandle | None = None
@@ -90,7 +91,7 @@ class PatientProtocol(H11Protocol):
                 self._await_head()
             return
         self._drained += len(data)
-        if self._drained > MAX_DRAINED_BYTES:
+        if self._drained > self.drained_bytes:
             self._close()
 
     def handle_events(self) -> None:
@@ -192,11 +193,17 @@ def _hold_little(transport: asyncio.Transport) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
 
 
-def patient_protocol(write_seconds: float, on_cut: Callable[[], None], *, read_seconds: float) -> type[PatientProtocol]:
-    """The protocol as a server takes it. on_cut: is called for each connection that is cut."""
+def patient_protocol(
+    write_seconds: float, on_cut: Callable[[], None], *, read_seconds: float, max_body_bytes: int = 0
+) -> type[PatientProtocol]:
+    """The protocol as a server takes it. on_cut: is called for each connection that is cut.
+
+    max_body_bytes: a body of so many, and its reply, get through whole also where the reply comes first.
+    """
     told: dict[str, Any] = {
         "read_seconds": read_seconds,
         "write_seconds": write_seconds,
+        "drained_bytes": max(MAX_DRAINED_BYTES, max_body_bytes),
         "on_cut": staticmethod(on_cut),
     }
     return type("ThisPatientProtocol", (PatientProtocol,), told)

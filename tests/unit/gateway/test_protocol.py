@@ -61,6 +61,7 @@ def _serve(
     *,
     write_seconds: float = 5,
     read_seconds: float = 60,
+    max_body_bytes: int = 0,
     send_buffer: int | None = None,  # bytes that the kernel takes of what is sent
     **options: Any,
 ) -> Any:
@@ -71,7 +72,9 @@ def _serve(
             server = Server(listening.getsockname()[1])
             config = uvicorn.Config(
                 app,
-                http=patient_protocol(write_seconds, server.note, read_seconds=read_seconds),
+                http=patient_protocol(
+                    write_seconds, server.note, read_seconds=read_seconds, max_body_bytes=max_body_bytes
+                ),
                 log_config=None,
                 lifespan="off",
                 **options,
@@ -271,13 +274,19 @@ def test_a_body_that_goes_on_after_the_reply_is_taken_for_so_long_and_so_much(
     assert sent <= most
 
 
-def test_a_client_that_sends_all_of_its_body_first_gets_the_reply() -> None:
+@pytest.mark.parametrize("max_body_bytes", [0, len(LARGE)], ids=["the least", "as the limit of bodies"])
+def test_a_client_that_sends_all_of_its_body_first_gets_the_reply(
+    max_body_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if max_body_bytes:
+        monkeypatch.setattr(protocol_module, "MAX_DRAINED_BYTES", 500_000)
+
     async def use(server: Server) -> bytes:
         async with server.client() as client:
             await asyncio.get_running_loop().sock_sendall(client, HEAD % (len(LARGE), LARGE))
             return await _until_closed(client)
 
-    assert _serve(_refuse, use).endswith(b"refused")
+    assert _serve(_refuse, use, max_body_bytes=max_body_bytes).endswith(b"refused")
 
 
 def test_a_reply_to_head_has_no_body_and_none_is_counted() -> None:
