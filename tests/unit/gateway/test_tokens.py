@@ -102,6 +102,88 @@ def test_who_never_comes_back_does_not_drive_others_away() -> None:
     rate.take("shop")  # a place is kept for nobody
 
 
+def test_a_place_is_kept_until_who_was_told_of_it_could_come() -> None:
+    now = 0.0
+    rate = RateLimit(per_minute=60, burst=2, clock=lambda: now)
+
+    def wait(at: float) -> int | None:
+        nonlocal now
+        now = at
+        try:
+            rate.take("shop")
+        except RateLimitedError as error:
+            return error.retry_after
+        return None
+
+    assert [wait(0), wait(0), wait(0.5)] == [None, None, 1], "the place of 1.0, at 1.5"
+    assert wait(1.2) == 1, "there is one, but not for this; that of 2.0, at 2.2"
+    assert wait(1.6) is None, "who was told, a little late"
+    assert wait(2.1) == 1, "that of 3.0, at 3.1"
+    assert wait(2.8) is None, "who was told of the one of 2.0 did not come in time"
+
+
+def test_promises_that_nobody_came_for_are_forgotten() -> None:
+    now = 0.0
+    rate = RateLimit(per_minute=60, burst=5, clock=lambda: now)
+
+    def waits(requests: int) -> list[int | None]:
+        told: list[int | None] = []
+        for _ in range(requests):
+            try:
+                rate.take("shop")
+                told.append(None)
+            except RateLimitedError as error:
+                told.append(error.retry_after)
+        return told
+
+    assert waits(50)[-2:] == [44, 45]
+    now = 1.0
+    assert waits(2) == [None, 45], "whoever was told to come now may have"
+    now = 3.0
+    assert waits(4) == [None, None, 1, 2], "of those that were told to come at 2 and at 3 one did not"
+
+
+def _pictures(seconds: float, *, workers: int, other_every: float) -> tuple[int, int]:
+    """What workers that heed Retry-After get beside a request of the same token every so often that heeds nothing.
+
+    And how often one was refused before it was taken, at most.
+    """
+    now = 0.0
+    rate = RateLimit(per_minute=60, burst=20, clock=lambda: now)
+
+    def wait() -> int:
+        try:
+            rate.take("shop")
+        except RateLimitedError as error:
+            return error.retry_after or 0
+        return 0
+
+    coming = [(0.05 * number, number, 0) for number in range(workers)]  # when, who, and how often it was refused
+    other, taken, most = 0.0, 0, 0
+    while coming[0][0] < seconds:
+        when, number, refused = heapq.heappop(coming)
+        while other_every and other <= when:
+            now = other
+            wait()
+            other += other_every
+        now = when
+        if told := wait():
+            heapq.heappush(coming, (when + told, number, refused + 1))
+        else:
+            taken, most = taken + 1, max(most, refused)
+            heapq.heappush(coming, (when + 0.2, number, 0))
+    return taken, most
+
+
+@pytest.mark.parametrize(
+    ("other_every", "workers", "least"), [(0, 4, 619), (0, 16, 619), (3.1, 4, 500), (1.3, 4, 400), (0.9, 4, 300)]
+)
+def test_who_heeds_is_not_driven_away_by_who_does_not(other_every: float, workers: int, least: int) -> None:
+    taken, refused = _pictures(600, workers=workers, other_every=other_every)
+    assert taken >= least
+    assert refused <= 4
+
+
 @pytest.mark.parametrize(("requests", "at_once"), [(60, 4), (80, 16)])
 def test_a_batch_is_refused_seldom_and_loses_no_place(requests: int, at_once: int) -> None:
     now = 0.0
