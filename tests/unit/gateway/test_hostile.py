@@ -42,13 +42,13 @@ PEAK_BYTES = 150_000_000
 @pytest.mark.filterwarnings("ignore:Invalid APNG")  # as in a server, where a warning is no error
 @pytest.mark.parametrize("name", BODIES)
 def test_a_hostile_body_is_answered_quickly_and_is_no_server_error(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # of this process, which serves: others may be at work
     with caplog.at_level(logging.WARNING):
         reply = post(BODIES[name])
 
     assert reply.status_code == (200 if name in PAINTED else 400), reply.text[:500]
     assert len(reply.content) < 20_000
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert caplog.text == ""
 
 
