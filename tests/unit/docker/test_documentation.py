@@ -237,7 +237,7 @@ def test_the_commands_for_the_prometheus_operator_give_it_every_job_and_rule(tmp
 def test_tokens_are_changed_in_the_secret_that_gateways_mount_and_gateways_restarted() -> None:
     change, *rest = block("kubectl -n multsd create secret generic multsd-tokens --from-file=tokens --dry-run")
     (created,) = (each for each in block("REGISTRY=") if "create secret" in each)
-    assert change == f"{created} --dry-run=client -o yaml | kubectl apply -f -"
+    assert change == f"{created} --dry-run=client -o yaml | kubectl replace -f -"
     assert [line.split()[3:] for line in rest] == [["rollout", each, GATEWAYS] for each in ("restart", "status")]
     (volume,) = (each for each in pods(DEMO)["multsd-gateway"]["volumes"] if "secret" in each)
     assert f"generic {volume['secret']['secretName']} --from-file=tokens" in change
