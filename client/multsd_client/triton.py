@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ from multsd_client.triton_errors import Meaning
 NAMED_CODES: Mapping[str, Any] = {"name_error_codes": True}
 
 CALLBACK_S = 5.0
+END_S = 2.0  # after its last answer, in which Triton ends a stream
 
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
@@ -214,7 +216,7 @@ class TritonClient:
 
     def _paint(self, request: ModelRequest, listener: Listener, request_id: str, end: float) -> Picture:
         answers: queue.SimpleQueue[tuple[InferResult | None, InferenceServerException | None]] = queue.SimpleQueue()
-        inputs, answered = infer_inputs(request), False
+        inputs, answered, whole = infer_inputs(request), False, False
         self._client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=self._headers)
         try:
             try:
@@ -227,9 +229,11 @@ class TritonClient:
             while True:
                 result, error = answers.get(timeout=self._patience(end))
                 if result is None:
+                    whole = True
                     raise _error_of(error, self._url, request_id=request_id, answered=answered)
                 update = tensors.from_tensors(outputs(result))
                 if isinstance(update, Picture):
+                    whole = True
                     return update
                 answered = answered or tensors.is_work(update)
                 listener.tell(update)
@@ -238,7 +242,24 @@ class TritonClient:
         except ValueError as error:
             raise ProtocolError(str(error), request_id=request_id) from error
         finally:
+            self._stop(whole=whole)
+
+    def _stop(self, *, whole: bool) -> None:
+        """End the stream. whole: it has given its last answer.
+
+        Then Triton ends it, unless it hangs: of a stream that is cancelled just then it keeps some 0.1 MB, and what
+        makes its own stop last for as long as it may.
+        """
+        if not whole:
             self._client.stop_stream(cancel_requests=True)
+            return
+        cancel = threading.Timer(END_S, self._client.stop_stream, kwargs={"cancel_requests": True})
+        cancel.start()
+        try:
+            self._client.stop_stream()
+        finally:
+            cancel.cancel()
+            cancel.join()  # no later stream is cancelled
 
 
 def _output(request: GenerationRequest, *, embed: bool) -> Output:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     inputs: Sequence[str] = KNOWN
     ready: bool | None = True
     requests: list[Any] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)  # whether a stream was still open when all of it was said
     over: threading.Event = field(default_factory=threading.Event)
 
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
@@ -96,6 +97,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 context.abort(each, "seed: expected a, found b")
             else:
                 yield each
+        with suppress(grpc.RpcError):  # of a client that cancels
+            list(requests)  # until the client has sent all that it wants to
+        self.whole.append(context.is_active())
 
     def ModelReady(self, _request: Any, _context: Any) -> Any:  # noqa: N802
         if self.ready is None:
@@ -183,6 +187,33 @@ def test_an_error_of_the_stream_becomes_the_exception_that_it_means(error: Any, 
     with pytest.raises(kind) as caught:
         _generate(FakeTriton([[error]]))
     assert caught.value.request_id == "job-7"
+
+
+@pytest.mark.parametrize("last", [PICTURE, "INVALID_ARG: seed: expected a, found b"])
+def test_a_stream_that_has_given_its_last_answer_is_left_to_end(last: Any) -> None:
+    """Triton cannot let go of one that is cancelled just then, and its own stop waits for that."""
+    fake = FakeTriton([[PROGRESS, last]])
+    with suppress(InvalidRequestError):
+        _generate(fake)
+    assert fake.whole == [True]
+
+
+@pytest.mark.parametrize("last", [PICTURE, "INVALID_ARG: seed: expected a, found b"])
+def test_a_triton_that_hangs_after_its_last_answer_keeps_nobody(monkeypatch: pytest.MonkeyPatch, last: Any) -> None:
+    monkeypatch.setattr(triton, "END_S", 0.1)
+    fake = FakeTriton([[last, None], [PICTURE]])
+    with _serving(fake) as url, TritonClient(url, timeout=10.0) as client:
+        with suppress(InvalidRequestError):
+            client.generate(REQUEST)
+        assert client.generate(REQUEST).seed == 7
+    assert fake.whole.count(True) == 1, "of the second request alone"
+
+
+def test_a_stream_that_is_silent_is_cancelled() -> None:
+    fake = FakeTriton([[PROGRESS, None]])
+    with pytest.raises(DeadlineExceededError):
+        _generate(fake, timeout=0.2)
+    assert True not in fake.whole
 
 
 @pytest.mark.parametrize("ready", [True, False])
