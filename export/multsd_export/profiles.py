@@ -108,8 +108,8 @@ CPU = Profile(
 
 # How requests wait for a network on a GPU is the repository's own: whatever waits when the network comes free goes out
 # together, without a delay, the largest batch preferred (`serving`). There is no queue policy: with any bound of a
-# queue's length or time Triton (2.51, and its source of June 2026) looks at what waits only half a second later, for its
-# batcher is woken before the instance counts as free (triton-inference-server/server issue 8870 is about the same
+# queue's length or time Triton (2.51, and its source of June 2026) looks at what waits only half a second later, since
+# its batcher is woken before the instance counts as free (triton-inference-server/server issue 8870 is about the same
 # counter), and two calls of the UNet take half a second and more. The orchestrator bounds what it has under way by
 # itself, and how long it waits for an answer.
 
