@@ -58,9 +58,11 @@ def run(
 
     stop_after ends the run early at that step, as a kill would after the state was written.
     """
+    last = min(learning_rate.steps, stop_after or learning_rate.steps)
     if path.exists():
         state.load(path)
-    last = min(learning_rate.steps, stop_after or learning_rate.steps)
+        if state.step >= last:
+            state.save(path)  # weights that are not trained may be others by now
     recent = torch.zeros(())
     saved = began = time.monotonic()
     while state.step < last:

@@ -104,3 +104,19 @@ def test_each_phase_goes_on_from_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint", networks, half=True)
     loaded = load_networks(tmp_path / "checkpoint").unet.state_dict()
     assert all(torch.allclose(loaded[name], weights[name], atol=1e-3) for name in kept)
+
+
+def test_the_upper_levels_that_were_finished_take_the_core_as_it_is_now(tmp_path: Path) -> None:
+    core, upper = replace(CORE, rows=4, points=2), replace(UPPER, rows=2, points=2, steps=1)
+    train_core(tmp_path, core, MACHINE, stop_after=1)
+    train_unet(tmp_path, upper, MACHINE)
+    before = averaged_networks(tmp_path).unet.state_dict()
+    train_core(tmp_path, core, MACHINE, stop_after=2)
+    train_unet(tmp_path, upper, MACHINE)
+
+    after, now = averaged_networks(tmp_path).unet.state_dict(), averaged_weights(tmp_path / "core.pt")
+    of_the_core = {name for name in after if name.startswith("mid_block.")}
+    assert of_the_core & changed(before, after)
+    for name in of_the_core:
+        assert torch.equal(after[name], now[f"unet.{name}"])
+    assert not {name for name in changed(before, after) if name.startswith("up_blocks.3.")}, "what was trained stays"
