@@ -10,7 +10,7 @@ import argparse
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,14 @@ from demo_checkpoint.scene_batches import SceneBatch
 from demo_checkpoint.train_regions import RECALL, REGIONS, Canvases, RegionsPlan, Rehearsal, regions_loss
 from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents, UnetBatches, UnetPlan, unet_loss
 from demo_checkpoint.train_vae import VaePlan, vae_batch, vae_loss
-from demo_checkpoint.training_state import LearningRate, Phases, TrainingState, averaged_weights
+from demo_checkpoint.training_state import (
+    LearningRate,
+    MissingStateError,
+    Phases,
+    TrainingState,
+    averaged_weights,
+    require_states,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -202,22 +209,32 @@ def _on(device: torch.device, networks: Networks) -> Networks:
 def averaged_core(work: Path, phase: str = CORE_PHASES[-1]) -> tuple[Networks, Core]:
     """The core with the moving averages of its weights, and the networks it is a part of.
 
-    phase: as this one has left it, or has it so far, or the last one before it that was not left out.
+    phase: as this one has left it, or has it so far, or the last one before it that was not left out. Raises
+        MissingStateError where all of them were.
     """
+    states = [work / f"{name}.pt" for name in CORE_PHASES[: CORE_PHASES.index(phase) + 1]]
+    weights = averaged_weights(next((state for state in reversed(states) if state.exists()), states[0]))
     networks = _with_decoder(build_networks(0), work)
     core = Core(networks.unet)
-    states = [work / f"{name}.pt" for name in CORE_PHASES[: CORE_PHASES.index(phase) + 1]]
-    path = next((state for state in reversed(states) if state.exists()), states[0])
-    TextToLatents(core, networks.text_encoder).load_state_dict(averaged_weights(path))
+    TextToLatents(core, networks.text_encoder).load_state_dict(weights)
     return networks, core
 
 
 def averaged_networks(work: Path) -> Networks:
-    """The networks as they stand in the states of unet and vae, with the moving averages of their weights."""
+    """The networks as they stand in the states of unet and, if it has one, vae, with the averages of their weights.
+
+    Raises MissingStateError without a state of unet.
+    """
+    weights = averaged_weights(work / "unet.pt")
     networks = _with_decoder(build_networks(0), work)
-    if (work / "unet.pt").exists():
-        TextToLatents(networks.unet, networks.text_encoder).load_state_dict(averaged_weights(work / "unet.pt"))
+    TextToLatents(networks.unet, networks.text_encoder).load_state_dict(weights)
     return networks
+
+
+def write_checkpoint(work: Path) -> None:
+    """Write work/checkpoint. Raises MissingStateError where unet or vae has not been trained."""
+    require_states(work, "unet.pt", "vae.pt")
+    save_checkpoint(work / "checkpoint", averaged_networks(work), half=True)
 
 
 def _with_decoder(networks: Networks, work: Path) -> Networks:
@@ -284,17 +301,24 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     machine = Machine(arguments.device, arguments.workers, arguments.compile)
     given = {name: value for name in ("rows", "steps") if (value := getattr(arguments, name)) is not None}
-    if arguments.phase == "vae":
-        train_vae(arguments.work, VaePlan())
-    elif arguments.phase == "core":
-        train_core(arguments.work, replace(CORE, **given), machine)
-    elif arguments.phase in REGIONS_PHASES:
-        plan = replace(REGIONS_PHASES[arguments.phase], **given)
-        train_regions(arguments.work, plan, machine, phase=arguments.phase)
-    elif arguments.phase == "unet":
-        train_unet(arguments.work, replace(UPPER, **given), machine)
+    try:
+        train_phase(arguments.phase, arguments.work, machine, given)
+    except MissingStateError as error:
+        raise SystemExit(f"{arguments.phase}: {error}") from error
+
+
+def train_phase(phase: str, work: Path, machine: Machine, given: Mapping[str, int]) -> None:
+    """One of the phases. given: of its plan, where not the plan's own."""
+    if phase == "vae":
+        train_vae(work, VaePlan())
+    elif phase == "core":
+        train_core(work, replace(CORE, **given), machine)
+    elif phase in REGIONS_PHASES:
+        train_regions(work, replace(REGIONS_PHASES[phase], **given), machine, phase=phase)
+    elif phase == "unet":
+        train_unet(work, replace(UPPER, **given), machine)
     else:
-        save_checkpoint(arguments.work / "checkpoint", averaged_networks(arguments.work), half=True)
+        write_checkpoint(work)
 
 
 if __name__ == "__main__":

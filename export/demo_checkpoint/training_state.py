@@ -118,7 +118,25 @@ class TrainingState:
         torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
 
+class MissingStateError(Exception):
+    """A phase needs what another one has not written."""
+
+
+def require_states(folder: Path, *names: str) -> None:
+    """Raise MissingStateError where the folder lacks one of these files."""
+    if not all((folder / name).is_file() for name in names):
+        there = sorted(file.name for file in folder.glob("*.pt"))
+        found = ", ".join(there) or "no state"
+        raise MissingStateError(
+            f"expected {' and '.join(names)} in {folder}, found {found if folder.is_dir() else 'no such folder'}"
+        )
+
+
 def averaged_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The moving average in a state file, in the layout of the network's state_dict."""
+    """The moving average in a state file, in the layout of the network's state_dict.
+
+    Raises MissingStateError where there is none.
+    """
+    require_states(path.parent, path.name)
     weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True, map_location="cpu")["ema"]
     return weights

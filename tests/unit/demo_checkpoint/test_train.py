@@ -1,5 +1,6 @@
 """The phases of the training, one after the other: each goes on from the one before."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from demo_checkpoint.networks import build_networks, load_networks, save_checkpo
 from demo_checkpoint.train import Machine, averaged_core, averaged_networks, train_core, train_regions, train_unet
 from demo_checkpoint.train_regions import MOST_ROWS, RECALL, REGIONS, Predict, RegionsPlan, Rehearsal
 from demo_checkpoint.train_unet import CORE, UPPER, TextToLatents
-from demo_checkpoint.training_state import averaged_weights
+from demo_checkpoint.training_state import MissingStateError, averaged_weights
 
 MACHINE = Machine(torch.device("cpu"), workers=0, compile_network=False)
 FEW = {"rows": MOST_ROWS, "canvases": 2, "rehearsed": 1, "pictures": 4}
@@ -120,3 +121,42 @@ def test_the_upper_levels_that_were_finished_take_the_core_as_it_is_now(tmp_path
     for name in of_the_core:
         assert torch.equal(after[name], now[f"unet.{name}"])
     assert not {name for name in changed(before, after) if name.startswith("up_blocks.3.")}, "what was trained stays"
+
+
+@pytest.mark.parametrize(
+    ("phase", "written", "message"),
+    [
+        ("regions", [], "regions: expected core.pt in {work}, found no state"),
+        ("unet", ["vae.pt"], "unet: expected core.pt in {work}, found vae.pt"),
+        ("recall", ["regions.pt"], "recall: expected core.pt in {work}, found regions.pt"),
+        ("checkpoint", [], "checkpoint: expected unet.pt and vae.pt in {work}, found no state"),
+        (
+            "checkpoint",
+            ["core.pt", "unet.pt"],
+            "checkpoint: expected unet.pt and vae.pt in {work}, found core.pt, unet.pt",
+        ),
+    ],
+)
+def test_a_phase_without_what_it_goes_on_from_says_what_is_missing(
+    phase: str,
+    written: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unchecked: list[str],
+) -> None:
+    for name in written:
+        core_state(tmp_path, name.removesuffix(".pt"), 0)
+    threads = str(torch.get_num_threads())
+    monkeypatch.setattr(sys, "argv", ["train", phase, "--work", str(tmp_path), "--threads", threads])
+    with pytest.raises(SystemExit) as raised:
+        train.main()
+    assert raised.value.code == message.format(work=tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+    unchecked.append("nothing was trained")
+
+
+def test_a_folder_that_is_not_there_is_told_as_such(tmp_path: Path, unchecked: list[str]) -> None:
+    with pytest.raises(MissingStateError, match=r"found no such folder$"):
+        train.write_checkpoint(tmp_path / "nowhere")
+    unchecked.append("nothing was trained")
