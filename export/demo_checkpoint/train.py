@@ -70,20 +70,21 @@ def run(
         state.load(path)
         if state.step >= last:
             state.save(path)  # weights that are not trained may be others by now
-    recent = torch.zeros(())
+    recent, summed = torch.zeros(()), 0
     saved = began = time.monotonic()
     while state.step < last:
         step = state.step
-        recent = recent + state.advance(partial(loss, step), learning_rate.at(step))
+        recent, summed = recent + state.advance(partial(loss, step), learning_rate.at(step)), summed + 1
         if state.step % LOG_EVERY == 0:
-            mean = recent.item() / LOG_EVERY
-            seconds = (time.monotonic() - began) / LOG_EVERY
+            mean = recent.item() / summed  # of fewer steps after a restart
+            seconds = (time.monotonic() - began) / summed
             logger.info("step %d of %d: loss %.4f, %.3f s a step", state.step, last, mean, seconds)
-            recent, began = torch.zeros(()), time.monotonic()
-        if time.monotonic() - saved > SAVE_SECONDS or state.step == last:
-            state.save(path)
+            recent, summed, began = torch.zeros(()), 0, time.monotonic()
+        due = state.step % CHECK_EVERY == 0 or state.step == last
+        if due or time.monotonic() - saved > SAVE_SECONDS:
+            state.save(path)  # what a check looks at, too
             saved = time.monotonic()
-        if check and (state.step % CHECK_EVERY == 0 or state.step == last):
+        if due and check:
             check(state.step)
 
 

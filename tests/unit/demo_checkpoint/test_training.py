@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from demo_checkpoint import train
 from demo_checkpoint.evaluate import held_out_requests
 from demo_checkpoint.language import COLOURS, SHAPES
 from demo_checkpoint.networks import PICTURE_STD, SCALING_FACTOR, build_scheduler, build_vae
@@ -51,6 +53,35 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> 
         assert torch.equal(one, other)
     weights = averaged_weights(tmp_path / "a.pt"), averaged_weights(tmp_path / "b.pt")
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def constant_loss(path: Path, **options: Any) -> None:
+    """Sixty steps of a network whose loss is always four."""
+    network = nn.Linear(1, 1)
+    state = TrainingState(network, torch.optim.SGD(network.parameters(), lr=0.0), ema_decay=0.9)
+    rate = LearningRate(peak=1e-9, final=1e-9, warmup=1, hold=1, steps=60)
+    run(state, path, lambda _: network.weight.sum() * 0 + 4, rate, **options)
+
+
+def test_the_loss_that_is_told_is_the_mean_of_the_steps_since_the_last_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for stop in (40, None):
+        constant_loss(tmp_path / "state.pt", stop_after=stop)
+    told = [record.getMessage().split(",")[0] for record in caplog.records]
+    assert told == ["step 25 of 40: loss 4.0000", "step 50 of 60: loss 4.0000"]
+
+
+def test_a_check_finds_the_state_of_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECK_EVERY", 20)
+    found: dict[int, int] = {}
+
+    def check(step: int) -> None:
+        found[step] = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
+
+    constant_loss(tmp_path / "state.pt", check=check)
+    assert found == {20: 20, 40: 40, 60: 60}
 
 
 def test_weights_that_are_not_trained_come_from_the_network_not_from_its_state(tmp_path: Path) -> None:
