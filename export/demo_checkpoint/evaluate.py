@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 
+from demo_checkpoint.arguments import at_least, folder_with
 from demo_checkpoint.core import Core
 from demo_checkpoint.language import COLOURS, PLAIN, SHAPES, TEXTURES, Ground, Thing, caption
 from demo_checkpoint.networks import Networks, load_networks
@@ -109,13 +110,13 @@ def contact_sheet(pictures: Sequence[Pixels], titles: Sequence[str], columns: in
 def main() -> None:
     """Command line: print the score as JSON, and write the pictures that it counts if asked to."""
     parser = argparse.ArgumentParser(description="Count the held-out prompts that the checkpoint's pictures obey.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=35)
+    parser.add_argument("checkpoint", type=folder_with("unet", "vae", "text_encoder", "scheduler"))
+    parser.add_argument("--requests", type=at_least(1), default=100)
+    parser.add_argument("--seed", type=at_least(0), default=1000)
+    parser.add_argument("--steps", type=at_least(1), default=35)
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--sheet", type=Path, help="PNG to write the pictures to")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=at_least(1), default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     requests = held_out_requests(arguments.requests, arguments.seed)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
+from demo_checkpoint.arguments import at_least, device
 from demo_checkpoint.core import Core, UpperLevels, confine_prompt, grow
 from demo_checkpoint.evaluate import contact_sheet, held_out_requests, paint, score
 from demo_checkpoint.networks import (
@@ -291,11 +292,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("phase", choices=["vae", *CORE_PHASES, "unet", "checkpoint"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the states and the checkpoint")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of all phases but vae")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes: about 8 beside a GPU")
-    parser.add_argument("--rows", type=int, help="of a batch; a processor wants fewer (32, 16) than a GPU")
-    parser.add_argument("--steps", type=int, help="of all phases but vae; left out, those of a GPU's plan")
-    parser.add_argument("--threads", type=int, default=1, help="one is nearly as fast as two, and leaves a core free")
+    parser.add_argument("--device", type=device, default=torch.device("cpu"), help="of all phases but vae")
+    parser.add_argument(
+        "--workers", type=at_least(0), default=0, help="processes that draw scenes: about 8 beside a GPU"
+    )
+    parser.add_argument("--rows", type=at_least(1), help="of a batch; a processor wants fewer (32, 16) than a GPU")
+    parser.add_argument("--steps", type=at_least(1), help="of all phases but vae; left out, those of a GPU's plan")
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, help="one is nearly as fast as two, and leaves a core free"
+    )
     parser.add_argument("--compile", action="store_true", help="halves a step on a processor; needs g++")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
