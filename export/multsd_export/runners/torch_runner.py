@@ -7,7 +7,7 @@ The instance group says where. Tensors come from the processor's memory and go b
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 # Threads that spin while they wait take the processor from those that they wait for: on two busy cores a UNet of two
 # threads was ten times slower with it. OpenMP reads this when torch is loaded.
@@ -29,7 +29,9 @@ else:
 WEIGHTS = "weights"  # folder beside this file
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BELOW = {"timestep": 1000, "time_ids": 2048}  # of inputs whose values are integers; others are normal
-EXECUTIONS = ("eager", "cuda-graphs", "compile", "autotune")
+EXECUTIONS = {name: name for name in ("eager", "cuda-graphs", "compile", "autotune")}
+SWITCH = {"true": True, "false": False}
+Choice = TypeVar("Choice")
 
 
 class TritonPythonModel:
@@ -59,13 +61,25 @@ class TritonPythonModel:
 
 
 def load_module(model: Model, device: torch.device) -> modules.Wrapper:
-    """The network in its precision, on its device, convolutions in the memory format that the parameters say."""
-    wrapper = modules.WRAPPERS[model.parameters["module"]]
-    loaded = modules.read_model(wrapper.model_class, model.folder / WEIGHTS, DTYPES[model.parameters["precision"]])
-    module = wrapper(loaded).eval().to(device)
-    if model.parameters["channels_last"] == "true":
+    """The network in its precision, on its device, convolutions in the memory format that the parameters say.
+
+    Raises ValueError where one of the parameters is missing or unknown.
+    """
+    wrapper = chosen(model, "module", modules.WRAPPERS)
+    dtype = chosen(model, "precision", DTYPES)
+    channels_last = chosen(model, "channels_last", SWITCH)
+    module = wrapper(modules.read_model(wrapper.model_class, model.folder / WEIGHTS, dtype)).eval().to(device)
+    if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its annotations lack it
     return module
+
+
+def chosen(model: Model, name: str, choices: Mapping[str, Choice]) -> Choice:
+    """What a parameter of the model's configuration stands for. Raises ValueError for another value, or none."""
+    value = model.parameters.get(name)
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
+    return choices[value]
 
 
 def make_forward(module: modules.Wrapper, model: Model, device: torch.device) -> Forward:
@@ -74,9 +88,7 @@ def make_forward(module: modules.Wrapper, model: Model, device: torch.device) ->
 
     A CUDA graph has static shapes, so one is captured for every number of rows; compiled code takes all of them.
     """
-    execution = model.parameters["execution"]
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution: expected one of {', '.join(EXECUTIONS)}, found {execution!r}.")
+    execution = chosen(model, "execution", EXECUTIONS)
     if execution == "compile":
         return torch.compile(module, dynamic=True)
     if execution == "cuda-graphs":

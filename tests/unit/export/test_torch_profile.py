@@ -209,9 +209,27 @@ def test_graphs_of_a_network_with_sizes_of_any_kind_are_refused(options: Options
         served(runner, options, "vae_decoder", execution="cuda-graphs")
 
 
-def test_an_unknown_way_to_run_is_named(options: Options, runner: Any) -> None:
-    with pytest.raises(ValueError, match="expected one of eager, cuda-graphs, compile, autotune, found 'faster'"):
-        served(runner, options, "unet", execution="faster")
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("execution", "faster", "eager, cuda-graphs, compile, autotune"),
+        ("precision", "bf16", "fp32, fp16"),
+        ("channels_last", "True", "true, false"),
+        ("module", "Vae", ".*SdxlUnet.*"),
+    ],
+)
+def test_a_parameter_with_an_unknown_value_is_named(
+    options: Options, runner: Any, name: str, value: str, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected one of {expected}, found '{value}'"):
+        served(runner, options, "unet", **{name: value})
+
+
+def test_a_parameter_that_is_missing_is_named(options: Options, runner: Any) -> None:
+    model = served(runner, options, "unet").model
+    without = {key: value for key, value in model.parameters.items() if key != "precision"}
+    with pytest.raises(ValueError, match=r"^precision: expected one of fp32, fp16, found None"):
+        runner.load_module(replace(model, parameters=without), torch.device("cpu"))
 
 
 def test_a_gpus_networks_are_in_half_precision_on_the_first_gpu(on_gpu: Options) -> None:
