@@ -27,6 +27,10 @@ FORMATS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels
 LOCK = f"multsd-autotune-{os.getuid()}.lock"  # in the folder for temporary files
 
 
+class CaptureError(RuntimeError):
+    """A capture that failed, and then could not be ended."""
+
+
 class CudaGraphs:
     """A network's graphs, one for each number of rows that was captured. Not for threads.
 
@@ -43,8 +47,19 @@ class CudaGraphs:
         self._captured: dict[int, tuple[Any, Any]] = {}  # rows -> graph and its outputs
 
     def capture(self, rows: int) -> None:
-        """Record a call of so many rows. The largest first, so that the others fit into its memory."""
-        inputs = [tensor[:rows] for tensor in self._inputs]
+        """Record a call of so many rows. The largest first, so that the others fit into its memory.
+
+        Raises what the network or torch raises, or CaptureError with both where torch puts its own in place of that.
+        """
+        try:
+            self._captured[rows] = self._recorded([tensor[:rows] for tensor in self._inputs])
+        except Exception as error:
+            if (cause := _innermost(error)) is error:
+                raise
+            raise CaptureError(f"{_line(cause)} (which torch tells as {_line(error)})") from cause
+
+    def _recorded(self, inputs: Sequence[Tensor]) -> tuple[Any, Any]:
+        """A graph, and its outputs."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         torch.cuda.empty_cache()
@@ -55,7 +70,7 @@ class CudaGraphs:
             # Triton's own threads in this process may call CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = self._forward(*inputs)
-        self._captured[rows] = graph, outputs
+        return graph, outputs
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Replay the graph of as many rows. Raises KeyError where that was not captured."""
@@ -93,7 +108,7 @@ def autotune(
         try:
             return _measure(module, largest, others, tell)
         except Exception as error:  # of a driver, for want of memory, or our own
-            tell(f"eager, without CUDA graphs: {type(error).__name__}: {error}")
+            tell(f"eager, without CUDA graphs: {_line(error)}")
         finally:
             _free_memory()
         module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # its annotations lack it
@@ -111,6 +126,18 @@ def _alone() -> Iterator[None]:
             lock = held.enter_context(Path(tempfile.gettempdir(), LOCK).open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What went wrong first: the end of a capture that failed raises an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _line(error: BaseException) -> str:
+    """An error's type and text in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _free_memory() -> None:

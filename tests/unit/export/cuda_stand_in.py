@@ -2,7 +2,8 @@
 
 A capture keeps torch's operations with their arguments; a replay makes each of them again and writes its result to
 where the first one lies. So a replay sees neither tensors at another place nor what Python reads or computes, as on a
-GPU. Graphs of one pool share its memory: a replay leaves nothing of what the others gave.
+GPU. Graphs of one pool share its memory: a replay leaves nothing of what the others gave. Reading a tensor makes a
+capture invalid, and then its end raises, too, as torch's does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in READS:
+            self._graph.valid = False
             raise RuntimeError("operation not permitted when stream is capturing")
         result = func(*args, **(kwargs or {}))
         self._graph.operations.append((func, args, kwargs or {}, result))
@@ -39,6 +41,7 @@ class Graph:
 
     operations: list[tuple[Any, Any, Any, Any]] = field(default_factory=list)
     pool: list["Graph"] = field(default_factory=list)
+    valid: bool = True  # as far as it was captured
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -73,8 +76,12 @@ def capture(graph: Graph, *, pool: list[Graph], stream: Stream, capture_error_mo
     """In place of torch.cuda.graph."""
     assert isinstance(stream, Stream)
     assert capture_error_mode == "thread_local"
-    with Recorder(graph):
-        yield
+    try:
+        with Recorder(graph):
+            yield
+    finally:
+        if not graph.valid:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nSearch for it.")
     graph.pool = pool
     pool.append(graph)
 

@@ -59,6 +59,16 @@ class Reading(Network):
         return super().forward(sample) * float(sample.mean())
 
 
+class Unfit(Network):
+    """For its second call, which is captured, there is no memory: that leaves the capture valid."""
+
+    def forward(self, sample: Tensor) -> Tensor:
+        result = super().forward(sample)
+        if self.calls > 1:
+            raise torch.OutOfMemoryError("2 GiB")
+        return result
+
+
 class Pair(Network):
     """Two outputs."""
 
@@ -242,7 +252,12 @@ def test_all_graphs_are_captured_before_any_is_compared(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Reading, "RuntimeError: operation not permitted when stream is capturing"),
+        (
+            Reading,
+            "CaptureError: RuntimeError: operation not permitted when stream is capturing (which torch tells as "
+            "RuntimeError: CUDA error: operation failed due to a previous error during capture Search for it.)",
+        ),
+        (Unfit, "eager, without CUDA graphs: OutOfMemoryError: 2 GiB"),
         (Counting, "from eager, relative"),
     ],
 )
