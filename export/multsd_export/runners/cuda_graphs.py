@@ -28,7 +28,7 @@ LOCK = f"multsd-autotune-{os.getuid()}.lock"  # in the folder for temporary file
 
 
 class CaptureError(RuntimeError):
-    """A capture that failed, and then could not be ended."""
+    """A capture that failed, and then could not be ended: torch is not in a state to capture anything else."""
 
 
 class CudaGraphs:
@@ -54,6 +54,7 @@ class CudaGraphs:
         try:
             self._captured[rows] = self._recorded([tensor[:rows] for tensor in self._inputs])
         except Exception as error:
+            _end_allocation(self._pool)
             if (cause := _innermost(error)) is error:
                 raise
             raise CaptureError(f"{_line(cause)} (which torch tells as {_line(error)})") from cause
@@ -110,7 +111,8 @@ def autotune(
         except Exception as error:  # of a driver, for want of memory, or our own
             tell(f"eager, without CUDA graphs: {_line(error)}")
         finally:
-            _free_memory()
+            with suppress(RuntimeError):  # where a capture could not be ended, nor the allocator told that it is over
+                _free_memory()
         module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # its annotations lack it
         return module
 
@@ -143,8 +145,18 @@ def _line(error: BaseException) -> str:
 def _free_memory() -> None:
     """Give back what nobody holds any more."""
     gc.collect()
-    with suppress(RuntimeError):  # after a capture that failed some releases of torch refuse
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
+
+
+def _end_allocation(pool: Any) -> None:
+    """Tell torch's allocator that a capture is over whose end failed, as torch.cuda.use_mem_pool does.
+
+    It would never give back any memory otherwise, not even where a later call needs it.
+    """
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError, AttributeError):  # it has been told, or torch has other names for it
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 def _measure(
@@ -180,7 +192,7 @@ def _measure(
 def _choose_format(module: torch.nn.Module, largest: Sequence[Tensor]) -> torch.memory_format:
     """Channels last where replays of most and of a quarter of the rows are clearly faster in it.
 
-    The module is left in the format.
+    The module is left in the format. Raises CaptureError where a capture in either could not be ended.
     """
     if not any(parameter.dim() == 4 for parameter in module.parameters()):
         return torch.contiguous_format  # without convolutions there is no other
@@ -190,8 +202,10 @@ def _choose_format(module: torch.nn.Module, largest: Sequence[Tensor]) -> torch.
         last = _seconds_replayed(module, largest)
         if sum(one / other for one, other in zip(last, usual, strict=True)) < MARGIN * len(usual):
             return torch.channels_last
-    except RuntimeError:  # for want of memory, or of a kernel: the other format can do without
-        _free_memory()
+    except CaptureError:
+        raise
+    except RuntimeError:
+        pass  # for want of memory, or of a kernel: the other format can do without
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return torch.contiguous_format
 

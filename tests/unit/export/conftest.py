@@ -17,7 +17,7 @@ from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU, TENSORRT, Precision
 from tests.small_checkpoints import STRUCTURES, write_small_checkpoint, write_tokenizer
 
-from .cuda_stand_in import STAND_INS
+from .cuda_stand_in import PRIVATE_STAND_INS, STAND_INS, forget_captures
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 WINDOW = 16
@@ -138,5 +138,8 @@ def progress() -> Callable[[str, float], None]:
 @pytest.fixture
 def cuda_graphs_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.cuda captures and replays what runs on a processor."""
+    forget_captures()
     for name, value in STAND_INS.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    for name, value in PRIVATE_STAND_INS.items():
+        monkeypatch.setattr(torch._C, name, value, raising=False)

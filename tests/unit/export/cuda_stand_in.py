@@ -3,7 +3,7 @@
 A capture keeps torch's operations with their arguments; a replay makes each of them again and writes its result to
 where the first one lies. So a replay sees neither tensors at another place nor what Python reads or computes, as on a
 GPU. Graphs of one pool share its memory: a replay leaves nothing of what the others gave. Reading a tensor makes a
-capture invalid, and then its end raises, too, as torch's does.
+capture invalid, and then its end raises, too, as torch's does, and leaves the allocator as if it was still under way.
 """
 
 from collections.abc import Iterator, Mapping
@@ -76,25 +76,52 @@ def capture(graph: Graph, *, pool: list[Graph], stream: Stream, capture_error_mo
     """In place of torch.cuda.graph."""
     assert isinstance(stream, Stream)
     assert capture_error_mode == "thread_local"
+    empty_cache()
+    _under_way.append(pool)
     try:
         with Recorder(graph):
             yield
     finally:
         if not graph.valid:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nSearch for it.")
+        end_allocate_to_pool(0, pool)
     graph.pool = pool
     pool.append(graph)
 
 
+def empty_cache() -> None:
+    if _under_way:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+
+def end_allocate_to_pool(device: int, pool: list[Graph]) -> None:
+    assert device == 0
+    if not any(each is pool for each in _under_way):
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    forget_captures()
+
+
+def forget_captures() -> None:
+    """None is under way."""
+    _under_way.clear()
+
+
+_under_way: list[list[Graph]] = []  # pools
 _stream = Stream()
 # In torch.cuda.
 STAND_INS: Mapping[str, Any] = {
     "CUDAGraph": Graph,
     "Stream": lambda: _stream,
+    "current_device": lambda: 0,
     "current_stream": lambda: _stream,
-    "empty_cache": lambda: None,
+    "empty_cache": empty_cache,
     "graph": capture,
     "graph_pool_handle": list,
     "stream": lambda _: nullcontext(),
     "synchronize": lambda: None,
+}
+# In torch._C, which has them where torch is built for CUDA.
+PRIVATE_STAND_INS: Mapping[str, Any] = {
+    "_cuda_endAllocateToPool": end_allocate_to_pool,
+    "_cuda_releasePool": lambda *_: None,
 }

@@ -69,6 +69,23 @@ class Unfit(Network):
         return result
 
 
+class ReadingChannelsLast(Network):
+    """A capture fails in that format alone, and cannot be ended."""
+
+    def forward(self, sample: Tensor) -> Tensor:
+        result = super().forward(sample)
+        return result if self.convolution.weight.is_contiguous() else result * float(sample.mean())
+
+
+class UnfitChannelsLast(Network):
+    """A capture fails in that format alone, and can be ended."""
+
+    def forward(self, sample: Tensor) -> Tensor:
+        if not self.convolution.weight.is_contiguous():
+            raise torch.OutOfMemoryError("2 GiB")
+        return super().forward(sample)
+
+
 class Pair(Network):
     """Two outputs."""
 
@@ -269,6 +286,39 @@ def test_whatever_goes_wrong_with_a_graph_the_network_stays_eager(kind: type[Net
     assert formats_of(network) == {torch.contiguous_format}
     assert line.startswith("eager, without CUDA graphs: ")
     assert reason in line
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("kind", [Reading, ReadingChannelsLast])
+def test_after_a_capture_that_could_not_be_ended_torch_gives_memory_back_all_the_same(kind: type[Network]) -> None:
+    network = kind().eval()
+    forward, line = tuned(network)
+    assert forward is network
+    assert formats_of(network) == {torch.contiguous_format}
+    assert line.startswith("eager, without CUDA graphs: CaptureError: RuntimeError: operation not permitted")
+    torch.cuda.empty_cache()
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
+def test_a_torch_that_cannot_be_told_that_a_capture_is_over_leaves_the_network_eager(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
+    network = ReadingChannelsLast().eval()
+    forward, line = tuned(network)
+    assert forward is network
+    assert line.startswith("eager, without CUDA graphs: CaptureError: RuntimeError: operation not permitted")
+
+
+@on_the_processor
+@pytest.mark.usefixtures("clock")
+def test_a_format_that_does_not_fit_leaves_the_graphs_of_the_other() -> None:
+    network = UnfitChannelsLast().eval()
+    _, line = tuned(network)
+    assert formats_of(network) == {torch.contiguous_format}
+    assert line.startswith("contiguous, CUDA graphs for 4 of 4")
 
 
 @on_the_processor
