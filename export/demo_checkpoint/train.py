@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -313,7 +314,7 @@ def main() -> None:
         raise SystemExit(f"{arguments.phase}: {error}") from error
 
 
-def train_phase(phase: str, work: Path, machine: Machine, given: Mapping[str, int]) -> None:
+def train_phase(phase: str, work: Path, machine: Machine, given: Mapping[str, Any]) -> None:
     """One of the phases. given: of its plan, where not the plan's own."""
     if phase == "vae":
         train_vae(work, VaePlan())

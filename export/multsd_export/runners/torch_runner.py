@@ -77,7 +77,7 @@ def load_module(model: Model, device: torch.device) -> modules.Wrapper:
 def chosen(model: Model, name: str, choices: Mapping[str, Choice]) -> Choice:
     """What a parameter of the model's configuration stands for. Raises ValueError for another value, or none."""
     value = model.parameters.get(name)
-    if value not in choices:
+    if value is None or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
     return choices[value]
 
