@@ -1,15 +1,15 @@
 """Every way to run the UNet of the `torch` profile, without Triton: `make bench-gpu-variants`.
 
-The runner is the one that Triton loads, from the same repository, called in this process with tensors that are on the
-GPU already. Without a GPU the same at tiny size, which tells nothing of speed. B rows.
+The runner is the one that Triton loads, from the same repository, called with tensors that are on the GPU already, for
+each variant in a process of its own: a capture that fails can leave torch, or the GPU, of no use to the next one.
+Without a GPU the same at tiny size, which tells nothing of speed. B rows.
 """
 
-import gc
 import json
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from multsd_export.verify.networks import network_batches
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import row_flops
 from tests.benchmarks.gpu_run import DEFAULT, RESULTS, ROW_COUNTS, Progress, Row, compose, machine_name
+from tests.benchmarks.processes import CallError, call_apart
 from tests.integration.conftest import ROOT
 from tests.unit.export.runners import arguments, loaded
 
@@ -39,9 +40,29 @@ EAGER = "eager"
 VARIANTS = (EAGER, DEFAULT, *sorted(TORCH_VARIANTS.keys() - {EAGER}, key=lambda name: ("compile" in name, name)))
 WARM_UP_CALLS = 3
 TIMED_CALLS = 10
+VARIANT_SECONDS = 900  # at most, or it hangs
 WITHOUT_GPU = (EAGER, "channels_last")  # what needs none
 Inputs = tuple[torch.Tensor, ...]
 Output = npt.NDArray[np.float32]  # (B, 4, h, w)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A UNet, and how it is measured."""
+
+    checkpoint: Checkpoint
+    repository: Path
+    device: torch.device
+    threads: int  # of torch, on a processor
+    flops: int  # of a row
+    row_counts: tuple[int, ...] = ROW_COUNTS
+    timed_calls: int = TIMED_CALLS
+
+    def inputs(self) -> Inputs:
+        """Random rows, as many as the largest count, where the network is."""
+        (unet,) = (network for network in networks_of(self.checkpoint) if network.name == "unet")
+        (batch,) = network_batches(unet, self.checkpoint, max(self.row_counts), tile=0, largest=False)
+        return tuple(torch.from_numpy(batch[name]).to(self.device) for name in unet.inputs)
 
 
 def main(
@@ -83,58 +104,57 @@ def measured_before(file: Path, facts: Row) -> Row:
     return dict(before["variants"]) if before.items() >= facts.items() else {}
 
 
-def measure(subject: Subject, chosen: list[str], device: torch.device, folder: Path, progress: Progress) -> None:
-    """Each variant after the other; one that fails is told, and the next one comes."""
+def measure(
+    subject: Subject,
+    chosen: list[str],
+    device: torch.device,
+    folder: Path,
+    progress: Progress,
+    *,
+    row_counts: tuple[int, ...] = ROW_COUNTS,
+    timed_calls: int = TIMED_CALLS,
+) -> None:
+    """Each variant after the other; one that fails, or whose process ends or hangs, is told, and the next one comes."""
     profile = torch_profile(Device.GPU if device.type == "cuda" else Device.CPU)
     with progress.stage(f"{subject.name}: checkpoint and repository"):
-        checkpoint = compose(subject, profile, DEFAULT, folder, device)
-        inputs, flops = unet_inputs(checkpoint, device), row_flops(checkpoint)
+        checkpoint = call_apart(compose, subject, profile, DEFAULT, folder, device)
+        flops = row_flops(checkpoint)
     progress.results["tflop_per_row"] = flops / 1e12
-    with loaded(profile.runner) as runner:
-        with progress.stage("what eager computes"):
-            expected = eager_outputs(runner, folder / "repository", inputs, device)
-        for variant in chosen:
-            measured: Row = {}
-            progress.results["variants"][variant] = measured
-            with progress.stage(variant):
-                try:
-                    measure_variant(runner, folder / "repository", variant, inputs, flops, expected, measured)
-                    for line in measured["chosen"]:
-                        progress.tell(f"  {line}")
-                except Exception as error:  # whatever a compiler raises
-                    measured["error"] = f"{type(error).__name__}: {error}"[:2000]
-                    progress.tell(f"  {measured['error']}")
-            forget()
-
-
-def unet_inputs(checkpoint: Checkpoint, device: torch.device) -> Inputs:
-    """Random rows, as many as the largest count, where the network is."""
-    (unet,) = (network for network in networks_of(checkpoint) if network.name == "unet")
-    (batch,) = network_batches(unet, checkpoint, max(ROW_COUNTS), tile=0, largest=False)
-    return tuple(torch.from_numpy(batch[name]).to(device) for name in unet.inputs)
-
-
-def load_variant(runner: Any, repository: Path, variant: str, device: torch.device) -> Any:
-    """The UNet as Triton would load it."""
-    config = read_config(repository / "unet" / CONFIG_FILE)
-    if variant != DEFAULT:
-        config = merge_config(config, parse_config(TORCH_VARIANTS[variant]["unet"]))
-    described = json_format.MessageToDict(config, preserving_proto_field_name=True)
     threads = torch.get_num_threads()
+    bench = Bench(checkpoint, folder / "repository", device, threads, flops, row_counts, timed_calls)
+    with progress.stage("what eager computes"):
+        expected = call_apart(eager_outputs, bench, seconds=VARIANT_SECONDS)
+    for variant in chosen:
+        with progress.stage(variant):
+            settings = None if variant == DEFAULT else TORCH_VARIANTS[variant]["unet"]
+            try:
+                measured = call_apart(measure_variant, bench, settings, expected, seconds=VARIANT_SECONDS)
+            except CallError as error:
+                measured = {"error": str(error)}
+            progress.results["variants"][variant] = measured
+            for line in (*measured.get("chosen", ()), *([measured["error"]] if "error" in measured else ())):
+                progress.tell(f"  {line}")
+
+
+def load_variant(runner: Any, bench: Bench, settings: str | None) -> Any:
+    """The UNet as Triton would load it. settings: of its configuration, where it is not the profile's own."""
+    torch.set_num_threads(bench.threads)
+    config = read_config(bench.repository / "unet" / CONFIG_FILE)
+    if settings is not None:
+        config = merge_config(config, parse_config(settings))
+    described = json_format.MessageToDict(config, preserving_proto_field_name=True)
     model = runner.TritonPythonModel()
-    kind = {"model_instance_kind": "GPU" if device.type == "cuda" else "CPU"}
-    model.initialize({**arguments(repository / "unet", described), **kind})
-    torch.set_num_threads(threads)
+    kind = {"model_instance_kind": "GPU" if bench.device.type == "cuda" else "CPU"}
+    model.initialize({**arguments(bench.repository / "unet", described), **kind})
+    torch.set_num_threads(bench.threads)
     return model
 
 
-def eager_outputs(runner: Any, repository: Path, inputs: Inputs, device: torch.device) -> Mapping[int, Output]:
+def eager_outputs(bench: Bench) -> Mapping[int, Output]:
     """What every variant's results are compared with, by the number of rows."""
-    model = load_variant(runner, repository, EAGER, device)
-    outputs = {count: call(model, inputs, count).cpu().numpy() for count in ROW_COUNTS}
-    del model
-    forget()
-    return outputs
+    with loaded(torch_profile().runner) as runner:
+        model, inputs = load_variant(runner, bench, TORCH_VARIANTS[EAGER]["unet"]), bench.inputs()
+        return {count: call(model, inputs, count).cpu().numpy() for count in bench.row_counts}
 
 
 def call(model: Any, inputs: Inputs, count: int) -> torch.Tensor:
@@ -144,37 +164,40 @@ def call(model: Any, inputs: Inputs, count: int) -> torch.Tensor:
     return result
 
 
-def measure_variant(
-    runner: Any,
-    repository: Path,
-    variant: str,
-    inputs: Inputs,
-    flops: int,
-    expected: Mapping[int, Output],
-    measured: Row,
-) -> None:
-    """Loading, first calls and the median of the later ones, for each number of rows."""
-    device = inputs[0].device
-    said = runner.pb_utils.Logger.lines
-    said.clear()
-    started = time.perf_counter()
-    model = load_variant(runner, repository, variant, device)
-    measured |= {"load_seconds": time.perf_counter() - started, "chosen": list(said), "rows": []}
-    for count in ROW_COUNTS:
-        first = [timed(model, inputs, count)[0] for _ in range(WARM_UP_CALLS)]
-        calls = [timed(model, inputs, count) for _ in range(TIMED_CALLS)]
-        seconds = statistics.median(call_seconds for call_seconds, _ in calls)
-        measured["rows"].append(
-            {
-                "rows": count,
-                "first_seconds": first[0],
-                "warm_up_seconds": sum(first),
-                "seconds": seconds,
-                "rows_per_second": count / seconds,
-                "tflops": count * flops / seconds / 1e12,
-                "apart": relative_error(calls[-1][1], expected[count]),
-            }
-        )
+def measure_variant(bench: Bench, settings: str | None, expected: Mapping[int, Output]) -> Row:
+    """Loading, first calls and the median of the later ones, for each number of rows.
+
+    Where something is raised, "error" beside what was measured before.
+    """
+    measured: Row = {}
+    with loaded(torch_profile().runner) as runner:
+        try:
+            started = time.perf_counter()
+            model = load_variant(runner, bench, settings)
+            measured["load_seconds"] = time.perf_counter() - started
+            measured |= {"chosen": list(runner.pb_utils.Logger.lines), "rows": []}
+            inputs = bench.inputs()
+            for count in bench.row_counts:
+                measured["rows"].append(measure_rows(bench, model, inputs, count, expected[count]))
+        except Exception as error:  # whatever a compiler raises
+            measured["error"] = f"{type(error).__name__}: {error}"[:2000]
+    return measured
+
+
+def measure_rows(bench: Bench, model: Any, inputs: Inputs, count: int, expected: Output) -> Row:
+    """One number of rows."""
+    first = [timed(model, inputs, count)[0] for _ in range(WARM_UP_CALLS)]
+    calls = [timed(model, inputs, count) for _ in range(bench.timed_calls)]
+    seconds = statistics.median(call_seconds for call_seconds, _ in calls)
+    return {
+        "rows": count,
+        "first_seconds": first[0],
+        "warm_up_seconds": sum(first),
+        "seconds": seconds,
+        "rows_per_second": count / seconds,
+        "tflops": count * bench.flops / seconds / 1e12,
+        "apart": relative_error(calls[-1][1], expected),
+    }
 
 
 def timed(model: Any, inputs: Inputs, count: int) -> tuple[float, Output]:
@@ -190,14 +213,6 @@ def synchronize(device: torch.device) -> None:
     """Wait for what is queued on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def forget() -> None:
-    """Give back what a variant has compiled and captured."""
-    gc.collect()
-    with suppress(RuntimeError):  # a failed capture
-        torch._dynamo.reset()
-        torch.cuda.empty_cache()
 
 
 def table(results: Row) -> Table:
