@@ -11,10 +11,8 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +41,7 @@ from multsd_gateway.stack.waiting import wait_until_ready
 from pipeline import prepare
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import eager_networks, row_flops
+from tests.benchmarks.processes import Apart
 from tests.benchmarks.published import Networks, paint_published
 from tests.benchmarks.request_cases import Case
 from tests.integration.conftest import ROOT, stack_settings
@@ -132,18 +131,13 @@ def main(
     progress = Progress(Console(), RESULTS / f"{variant}.json", results)
     progress.tell(f"{machine}; {size} size, {variant}, torch {torch.__version__}")
     chosen = subjects(size)
-    # All are composed at the same time.
-    with ProcessPoolExecutor(len(chosen), mp_context=get_context("spawn")) as pool:
-        composed = [
-            pool.submit(compose, subject, profile, variant, RESULTS / subject.name, device) for subject in chosen
-        ]
-        for subject, own in zip(chosen, composed, strict=True):
-            with progress.stage(f"{subject.name}: checkpoint and repository"):
-                checkpoint = own.result()
-            measured: Row = results["subjects"].setdefault(subject.name, {})
-            measure(subject, checkpoint, profile, device, runs, measured, progress, composed)
-            for table in tables(subject, measured, runs):
-                progress.console.print(table)
+    with progress.stage("checkpoints and repositories"):
+        checkpoints = compose_all(chosen, profile, variant, device)
+    for subject, checkpoint in zip(chosen, checkpoints, strict=True):
+        measured: Row = results["subjects"].setdefault(subject.name, {})
+        measure(subject, checkpoint, profile, device, runs, measured, progress)
+        for table in tables(subject, measured, runs):
+            progress.console.print(table)
     progress.tell(f"written: {progress.file.relative_to(ROOT)}")
     if apart := too_far_apart(results):
         raise SystemExit(f"latents are too far apart: {', '.join(apart)}")
@@ -162,13 +156,11 @@ def measure(
     runs: int,
     measured: Row,
     progress: Progress,
-    composed: Sequence[Future[Checkpoint]],
 ) -> None:
     """Serve a checkpoint and ask everything of it, then paint the same by the published method.
 
     Args:
         measured: gets the results one by one.
-        composed: nothing is served before all of them are.
     """
     folder, name, cases = RESULTS / subject.name, subject.name, subject.cases()
     with progress.stage(f"{name}: operations of a row"):
@@ -176,8 +168,6 @@ def measure(
     measured |= {"tflop_per_row": bench.flops / 1e12, "cases": [], "unet": []}
     rows: list[Row] = measured["cases"]
     ours: list[Latents] = []
-    with progress.stage(f"{name}: all checkpoints composed"):
-        wait(composed)  # before Triton loads: a runner measures then what is faster
     with served(folder / "repository", folder, progress, name) as url:
         bench = replace(bench, url=url)
         measured["chosen"] = chosen_ways(folder / "triton.log")
@@ -243,6 +233,16 @@ def too_far_apart(results: Row) -> list[str]:
         for row in measured["cases"]
         if not row["latents_apart"] <= row["latents_limit"]  # nor is "not a number" near
     ]
+
+
+def compose_all(subjects: Sequence[Subject], profile: Profile, variant: str, device: torch.device) -> list[Checkpoint]:
+    """All at the same time, in processes that are gone before anything is measured, by a runner or by us."""
+    with ExitStack() as running:
+        calls = [
+            running.enter_context(Apart(compose, subject, profile, variant, RESULTS / subject.name, device))
+            for subject in subjects
+        ]
+        return [call.result() for call in calls]
 
 
 def compose(subject: Subject, profile: Profile, variant: str, folder: Path, device: torch.device) -> Checkpoint:

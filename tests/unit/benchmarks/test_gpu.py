@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, t
     loop = paint_published(prepare(parameters, checkpoint), checkpoint, eager_networks(exported, CPU))
     assert gpu_run.latents_apart(picture.latents[None].numpy(), loop.latents.numpy()) < 1e-4
     assert picture.report["unet_rows"] < loop.rows
+
+
+def composed_by_nobody(subject: Subject, *_: Any) -> str:
+    return subject.name
+
+
+def test_all_are_composed_in_processes_that_are_gone_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(subject: Subject, checkpoint: str, *_: Any) -> None:
+        assert not active_children()
+        measured.append((subject.name, checkpoint))
+
+    measured: list[tuple[str, str]] = []
+    stand_ins = {"compose": composed_by_nobody, "measure": measure, "tables": lambda *_: [], "too_far_apart": lambda _: []}
+    for name, value in {**stand_ins, "ROOT": tmp_path, "RESULTS": tmp_path}.items():
+        monkeypatch.setattr(gpu_run, name, value)
+    gpu_run.main(size=Size.TINY, runs=1)
+    assert measured == [(name, name) for name in ("sd2-tiny", "sdxl-tiny")]
 
 
 class Casts(TorchDispatchMode):  # type: ignore[no-untyped-call]
