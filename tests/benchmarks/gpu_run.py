@@ -57,6 +57,7 @@ CHOSEN = re.compile(r"\w+: (\S.* numbers of rows,|eager, without CUDA graphs:)[^
 LOAD_SECONDS = 600  # of Triton at most: runners measure how they run
 STOP_SECONDS = 2  # until Triton, which unloads models for ten, is killed
 ROW_COUNTS = (1, 2, 4, 8, 16)
+WARM_UP_CALLS = 2  # the second of which may count as timed
 TIMED_CALLS = 5
 CALL_SECONDS = 300.0  # of the UNet alone, at most
 Row = dict[str, Any]
@@ -299,7 +300,11 @@ def ask(url: str, requests: Sequence[list[Any]]) -> list[Any]:
 
 
 def network_seconds(bench: Bench) -> float:
-    """Seconds that the networks have worked since the server started, by Triton's own statistics."""
+    """Seconds that the networks have worked since the server started, by Triton's own statistics.
+
+    Triton counts a call after it has answered it. A request's last call is followed by the making of its picture, which
+    gives Triton time for that; what is counted later still is taken for the next request's.
+    """
     server = Server(bench.url, CALL_SECONDS)
     return sum(server.compute_time(name)[1] for name in bench.names)
 
@@ -361,14 +366,20 @@ def unet_rows(bench: Bench) -> list[Row]:
     for count in ROW_COUNTS:
         inputs = dict(slice_rows(full, 0, count))
         inputs["timestep"] = inputs["timestep"][:, None]
-        server.infer("unet", inputs, unet.outputs)  # warms up
-        before = server.compute_time("unet")[1]
+        for _ in range(WARM_UP_CALLS):
+            server.infer("unet", inputs, unet.outputs)
+        before = server.compute_time("unet")
         for _ in range(TIMED_CALLS):
             server.infer("unet", inputs, unet.outputs)
-        seconds = (server.compute_time("unet")[1] - before) / TIMED_CALLS
+        seconds = seconds_a_call(before, server.compute_time("unet"))
         tflops = count * bench.flops / seconds / 1e12
         measured.append({"rows": count, "seconds": seconds, "rows_per_second": count / seconds, "tflops": tflops})
     return measured
+
+
+def seconds_a_call(before: tuple[int, float], after: tuple[int, float]) -> float:
+    """Of the calls that Triton has counted in between: it answers first, so the last one before may be among them."""
+    return (after[1] - before[1]) / (after[0] - before[0])
 
 
 def published_loop(bench: Bench, networks: Networks, case: Case) -> tuple[Row, Latents]:

@@ -75,7 +75,11 @@ def _ask(services: Services, case: Case) -> float:
 
 
 def _network_seconds(url: str) -> dict[str, float]:
-    """Seconds that each network has worked since the server started, by Triton's own statistics."""
+    """Seconds that each network has worked since the server started, by Triton's own statistics.
+
+    Triton counts a call after it has answered it. A request's last call is followed by the making of its picture, which
+    gives Triton time for that; what is counted later still is taken for the next request's.
+    """
     with grpcclient.InferenceServerClient(url) as client:
         stats = {name: client.get_inference_statistics(name).model_stats[0].inference_stats for name in NETWORKS}
     return {

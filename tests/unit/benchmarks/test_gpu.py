@@ -53,12 +53,15 @@ def composed_by_nobody(subject: Subject, *_: Any) -> str:
 def test_all_are_composed_in_processes_that_are_gone_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def nothing(*_: Any) -> list[str]:
+        return []
+
     def measure(subject: Subject, checkpoint: str, *_: Any) -> None:
         assert not active_children()
         measured.append((subject.name, checkpoint))
 
     measured: list[tuple[str, str]] = []
-    stand_ins = {"compose": composed_by_nobody, "measure": measure, "tables": lambda *_: [], "too_far_apart": lambda _: []}
+    stand_ins = {"compose": composed_by_nobody, "measure": measure, "tables": nothing, "too_far_apart": nothing}
     for name, value in {**stand_ins, "ROOT": tmp_path, "RESULTS": tmp_path}.items():
         monkeypatch.setattr(gpu_run, name, value)
     gpu_run.main(size=Size.TINY, runs=1)
@@ -124,6 +127,33 @@ def test_a_rows_operations_are_counted_for_one_row(tmp_path: Path) -> None:
     (unet,) = (network for network in networks_of(checkpoint) if network.name == "unet")
     weights = sum(parameter.numel() for parameter in unet.load(torch.float32).parameters())
     assert weights < flops < weights * 2 * subject.window**2, "at most every weight at every cell, multiplied and added"
+
+
+@pytest.mark.parametrize(("counted_late", "counted_too_late"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_the_unet_by_itself_takes_the_seconds_of_the_calls_that_were_counted(
+    counted_late: int, counted_too_late: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton may count a call only after the statistics were asked for: before the timed ones, and after them."""
+
+    class Server:
+        def __init__(self, *_: Any) -> None:
+            self.calls = self.asked = 0
+
+        def infer(self, name: str, inputs: Any, outputs: Any) -> None:  # noqa: ARG002
+            self.calls += 1
+
+        def compute_time(self, name: str) -> tuple[int, float]:  # noqa: ARG002
+            late = (counted_late, counted_too_late)[self.asked % 2]
+            self.asked += 1
+            return self.calls - late, (self.calls - late) * 0.25
+
+    subject = subjects(Size.TINY)[0]
+    subject.write_checkpoint(tmp_path / "checkpoint")
+    bench = gpu_run.Bench(subject, read_checkpoint(tmp_path / "checkpoint"), tmp_path, "", CPU, flops=10**12)
+    monkeypatch.setattr(gpu_run, "Server", Server)
+    rows = gpu_run.unet_rows(bench)
+    assert [row["seconds"] for row in rows] == [0.25] * len(gpu_run.ROW_COUNTS)
+    assert [row["tflops"] for row in rows] == [4 * count for count in gpu_run.ROW_COUNTS]
 
 
 def test_results_are_written_whenever_a_stage_ends(tmp_path: Path) -> None:
