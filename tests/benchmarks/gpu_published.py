@@ -37,6 +37,7 @@ def eager_networks(checkpoint: Checkpoint, device: torch.device) -> Networks:
         vae_encoder=modules["vae_encoder"],
         device=device,
         steps=partial(torch.autocast, "cuda", torch.float16) if device.type == "cuda" else nullcontext,
+        wait=partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None,
     )
 
 

@@ -387,7 +387,14 @@ def published_loop(bench: Bench, networks: Networks, case: Case) -> tuple[Row, L
     checkpoint = load_checkpoint(bench.repository / MODEL / "1" / "checkpoint")
     job = prepare(case.parameters(checkpoint.view_stride), checkpoint)
     painted = paint_published(job, checkpoint, networks)
-    return {"rows_published": painted.rows, "seconds_published": painted.seconds["total"]}, painted.latents.numpy()
+    seconds = painted.seconds
+    measured = {
+        "rows_published": painted.rows,
+        "seconds_published": seconds["total"],
+        "background_share": seconds["backgrounds"] / seconds["total"],
+        "text_share": seconds["texts"] / seconds["total"],
+    }
+    return measured, painted.latents.numpy()
 
 
 def latents_apart(ours: Latents, theirs: Latents) -> float:
@@ -412,7 +419,10 @@ def tables(subject: Subject, measured: Row, runs: int) -> list[Table]:
             f"{case['tflops_together']:.3g}",
         )
         ratio = f"{case['ratio']:.2f} times ours (goal {case['goal']})"
-        requests.add_row("published, eager", str(case["rows_published"]), f"{case['seconds_published']:.2f}", ratio)
+        parts = f"{case['background_share']:.0%} backgrounds, {case['text_share']:.0%} texts"
+        requests.add_row(
+            f"published, eager ({parts})", str(case["rows_published"]), f"{case['seconds_published']:.2f}", ratio
+        )
         share = f"orchestration {case['orchestration_share']:.1%} (goal {ORCHESTRATION_GOAL:.0%})"
         near = case["latents_apart"] <= case["latents_limit"]
         apart = f"latents {case['latents_apart']:.1e} apart{'' if near else ', too far'}"

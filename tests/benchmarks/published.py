@@ -7,8 +7,8 @@ are ours, so that both paint the same picture.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Networks:
     vae_encoder: Network  # (1, 3, 8h, 8w) -> (1, 4, h, w)
     device: torch.device = CPU
     steps: Callable[[], AbstractContextManager[Any]] = nullcontext  # what all steps of a request run in
+    wait: Callable[[], None] = lambda: None  # for what is queued on a GPU
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NETWORKS, 0.0))
 
     def call(self, name: str, *inputs: Tensor) -> Any:
@@ -50,6 +51,15 @@ class Networks:
         output = getattr(self, name)(*inputs)
         self.seconds[name] += time.perf_counter() - started
         return output
+
+    @contextmanager
+    def part(self, name: str, seconds: dict[str, float]) -> Iterator[None]:
+        """Note the seconds of a part of a request, by its name, with all of its work on a GPU and no other."""
+        self.wait()
+        started = time.perf_counter()
+        yield
+        self.wait()
+        seconds[name] = time.perf_counter() - started
 
 
 def onnx_networks(repository: Path, threads: int) -> Networks:
@@ -78,21 +88,24 @@ class Painted:
 
     latents: Tensor  # (1, 4, h, w)
     rows: int
-    seconds: dict[str, float]  # by network, and "total"
+    seconds: dict[str, float]  # by network, "texts", "backgrounds" and "total"
 
 
 @torch.no_grad()  # as its authors: autocast keeps no cast weights in inference mode
 def paint_published(job: Job, checkpoint: Checkpoint, networks: Networks) -> Painted:
     """Paint a request that is ready, with DDIM."""
     started, before = time.perf_counter(), dict(networks.seconds)
+    parts: dict[str, float] = {}
     regions, window, scheduler, device = job.regions, checkpoint.window, job.scheduler, networks.device
-    embeds, pooled = _encode(job, networks)  # (2R, L, D), (2R, P)
+    with networks.part("texts", parts):
+        embeds, pooled = _encode(job, networks)  # (2R, L, D), (2R, P)
     sizes = _time_ids(job, checkpoint).to(device) if pooled is not None else None  # (V, 6)
     generator = torch.Generator().manual_seed(job.parameters.seed)
     noise = draw_noise(job.canvas.height, job.canvas.width, channels=checkpoint.latent_channels, generator=generator)
     noise, all_masks = noise.to(device), regions.masks.to(device)
     bootstrapping = min(job.parameters.bootstrapping, job.parameters.num_inference_steps)
-    backgrounds = _encode_backgrounds(bootstrapping, checkpoint, networks)
+    with networks.part("backgrounds", parts):
+        backgrounds = _encode_backgrounds(bootstrapping, checkpoint, networks)
     choices = _choices(job, checkpoint, bootstrapping)
 
     latents, rows = noise * scheduler.init_noise_sigma, 0
@@ -118,7 +131,7 @@ def paint_published(job: Job, checkpoint: Checkpoint, networks: Networks) -> Pai
             latents = torch.where(count > 0, value / count.clamp(min=1), value)
     networks.call("vae_decoder", latents / checkpoint.scaling_factor).cpu()  # waits for all that is queued
     seconds = {name: after - before[name] for name, after in networks.seconds.items()}
-    return Painted(latents.cpu(), rows, seconds | {"total": time.perf_counter() - started})
+    return Painted(latents.cpu(), rows, seconds | parts | {"total": time.perf_counter() - started})
 
 
 def _encode_backgrounds(count: int, checkpoint: Checkpoint, networks: Networks) -> Tensor:

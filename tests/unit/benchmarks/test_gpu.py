@@ -26,7 +26,7 @@ from row_plan import count_reference_rows, make_plan
 from tests.benchmarks import gpu_run
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import eager_networks, row_flops
-from tests.benchmarks.published import paint_published
+from tests.benchmarks.published import NETWORKS, paint_published
 from tests.benchmarks.request_cases import Case
 from tests.unit.repository.test_row_plan import regions_of
 
@@ -44,6 +44,29 @@ def test_the_published_loop_paints_the_orchestrators_picture(subject: Subject, t
     loop = paint_published(prepare(parameters, checkpoint), checkpoint, eager_networks(exported, CPU))
     assert gpu_run.latents_apart(picture.latents[None].numpy(), loop.latents.numpy()) < 1e-4
     assert picture.report["unet_rows"] < loop.rows
+
+
+def test_the_published_loop_tells_the_share_of_backgrounds_and_texts(tmp_path: Path) -> None:
+    """With nothing else of a GPU's work in it: waited for before and after each."""
+    subject = subjects(Size.TINY)[0]
+    exported = gpu_run.compose(subject, torch_profile(Device.CPU), gpu_run.DEFAULT, tmp_path, CPU)
+    bench = gpu_run.Bench(subject, exported, tmp_path / "repository", "", CPU, flops=1)
+    networks = eager_networks(exported, CPU)
+    done: list[str] = []
+    networks.wait = lambda: done.append("wait")
+    for name in NETWORKS:
+        setattr(networks, name, partial(noted, done, name, getattr(networks, name)))
+    measured, _ = gpu_run.published_loop(bench, networks, replace(subject.cases()[0], steps=2, bootstrapping=2))
+    encoded = ["wait", "vae_encoder", "vae_encoder", "wait"]
+    assert done == ["wait", "text_encoder", "wait", *encoded, *["unet"] * done.count("unet"), "vae_decoder"]
+    assert measured["background_share"] > 0
+    assert measured["text_share"] > 0
+    assert measured["background_share"] + measured["text_share"] < 1
+
+
+def noted(done: list[str], name: str, network: Any, *inputs: torch.Tensor) -> Any:
+    done.append(name)
+    return network(*inputs)
 
 
 def composed_by_nobody(subject: Subject, *_: Any) -> str:
