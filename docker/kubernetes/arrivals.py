@@ -9,6 +9,8 @@ Standard library alone, and the same numbers every time. What is simulated:
   a burst out of the quiet, quiet.
 - Each needs as many UNet rows as one of the README's examples. A Triton evaluates `rows_per_second`, shared equally by
   the requests that it runs; more requests than it may run wait, and past its bounds they are refused.
+- Both metrics are those of observability/rules.yaml, of Tritons that are taken away too. A UNet is busy for as long as it
+  needs for the rows that it evaluates.
 - What waits is counted as the orchestrator counts it, before it has looked at the masks: by the most rows that a
   request of that size may need, which are those of the published method.
 - The gateway gives a request to the Triton with the fewest, as it does; a waiting request never moves to another.
@@ -75,7 +77,6 @@ class Triton:
     ready_at: float
     running: list[Request] = field(default_factory=list)
     waiting: deque[Request] = field(default_factory=deque)
-    leaving: bool = False
 
     @property
     def held(self) -> int:
@@ -98,9 +99,9 @@ class Triton:
         self.waiting.append(request)
         return True
 
-    def work(self, rows: float) -> list[Request]:
-        """Evaluate rows, shared equally; the requests that are done."""
-        done = []
+    def work(self, rows: float) -> tuple[list[Request], float]:
+        """Evaluate rows, shared equally; the requests that are done, and how many rows there were to evaluate."""
+        done, most = [], rows
         while rows > 1e-9 and self.running:
             least = min(each.rows for each in self.running)
             each_gets = min(least, rows / len(self.running))
@@ -111,7 +112,7 @@ class Triton:
             self.running = [each for each in self.running if each.rows > 1e-9]
             while self.waiting and len(self.running) < MAX_RUNNING:
                 self.running.append(self.waiting.popleft())
-        return done
+        return done, most - rows
 
 
 @dataclass(frozen=True)
@@ -222,10 +223,10 @@ def simulate(policy: Policy, *, rows_per_second: float, start_seconds: float, se
             refused += not offer(tritons, coming.popleft(), now)
         busy = 0.0
         for triton in (*tritons, *gone):
-            busy += bool(triton.running) and not triton.leaving
-            for request in triton.work(rows_per_second * STEP):
-                seconds.append(now + STEP - request.arrived)
-        scaler.see(now, sum(triton.waiting_rows for triton in tritons), busy)
+            done, worked = triton.work(rows_per_second * STEP)
+            busy += worked / (rows_per_second * STEP)
+            seconds += [now + STEP - request.arrived for request in done]
+        scaler.see(now, sum(triton.waiting_rows for triton in (*tritons, *gone)), busy)
         spent += (len(tritons) + len(gone)) * STEP
         gone = [each for each in gone if each.held]
         if now % SYNC_SECONDS == 0:
@@ -235,7 +236,6 @@ def simulate(policy: Policy, *, rows_per_second: float, start_seconds: float, se
                 tritons.append(Triton(now + start_seconds))
             while len(tritons) > count:
                 gone.append(tritons.pop())
-                gone[-1].leaving = True
         now += STEP
     return Outcome(len(seconds), refused, sorted(seconds), spent / 3600, changes)
 

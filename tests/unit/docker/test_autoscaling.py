@@ -91,9 +91,25 @@ def test_a_triton_shares_its_rows_equally(arrivals: Any) -> None:
     triton = arrivals.Triton(0.0)
     for rows in (10, 30):
         assert triton.take(arrivals.Request(0.0, rows, rows))
-    assert [each.rows for each in triton.work(20)] == [0]
+    done, worked = triton.work(20)
+    assert ([each.rows for each in done], worked) == ([0], 20)
     assert [each.rows for each in triton.running] == [20]
-    assert len(triton.work(20)) == 1
+    done, worked = triton.work(50)
+    assert (len(done), worked) == (1, 20)
+
+
+@pytest.mark.parametrize("rows_per_second", [150, 1000])
+def test_the_scaler_is_told_how_busy_tritons_are(
+    arrivals: Any, rows_per_second: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nv_inference_compute_infer_duration_us does: a UNet that works for a tenth of a second is busy for as long."""
+    monkeypatch.setattr(arrivals, "LOAD", ((1.0, 1.5),))
+    monkeypatch.setattr(arrivals, "HOURS", 1.0)
+    told: list[float] = []
+    monkeypatch.setattr(arrivals.Scaler, "see", lambda _self, _now, _waiting, busy: told.append(busy))
+    arrivals.simulate(arrivals.Policy("", replicas=8), rows_per_second=rows_per_second, start_seconds=180)
+    rows = sum(request.rows for request in arrivals.arrivals(rows_per_second, 1))
+    assert sum(told) == pytest.approx(rows / rows_per_second)
 
 
 def test_a_triton_refuses_past_its_bounds(arrivals: Any) -> None:
