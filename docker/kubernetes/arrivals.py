@@ -28,7 +28,7 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 # UNet rows of the README's four examples, needed and at most, and how often each is asked for.
@@ -274,11 +274,29 @@ def table(*, rows_per_second: float, start_seconds: float) -> Iterator[str]:
         )
 
 
+def _rate(text: str) -> float:
+    return _number(text, "above 0", lambda value: 0 < value < math.inf)
+
+
+def _duration(text: str) -> float:
+    return _number(text, "of at least 0", lambda value: 0 <= value < math.inf)
+
+
+def _number(text: str, kind: str, allowed: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not allowed(value):
+        raise argparse.ArgumentTypeError(f"expected a number {kind}, found {text!r}")
+    return value
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rows-per-second", type=float, default=150, help="UNet rows that one Triton evaluates")
-    parser.add_argument("--start-seconds", type=float, default=180, help="until a new Triton is ready")
+    parser.add_argument("--rows-per-second", type=_rate, default=150, help="UNet rows that one Triton evaluates")
+    parser.add_argument("--start-seconds", type=_duration, default=180, help="until a new Triton is ready")
     given = parser.parse_args()
     for line in table(rows_per_second=given.rows_per_second, start_seconds=given.start_seconds):
         sys.stdout.write(f"{line}\n")

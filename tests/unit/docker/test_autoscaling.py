@@ -153,3 +153,30 @@ def test_replicas_come_at_once_and_go_slowly(arrivals: Any) -> None:
     first_down = next(number for number in range(1, len(counts)) if counts[number] < counts[number - 1])
     assert first_down * arrivals.SYNC_SECONDS >= 100 + arrivals.DOWN_WINDOW
     assert max(before - after for before, after in pairwise(counts)) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--rows-per-second", "-5", "above 0"),
+        ("--rows-per-second", "0", "above 0"),
+        ("--rows-per-second", "inf", "above 0"),
+        ("--rows-per-second", "many", "above 0"),
+        ("--start-seconds", "-1", "of at least 0"),
+        ("--start-seconds", "nan", "of at least 0"),
+    ],
+)
+def test_a_number_that_cannot_be_simulated_is_told(
+    arrivals: Any,
+    option: str,
+    value: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(arrivals, "table", lambda **_: ["simulated"])
+    monkeypatch.setattr(sys, "argv", ["arrivals.py", f"{option}={value}"])
+    with pytest.raises(SystemExit) as raised:
+        arrivals.main()
+    assert raised.value.code == 2
+    assert f"argument {option}: expected a number {expected}, found '{value}'" in capsys.readouterr().err
