@@ -1,16 +1,17 @@
 """A small simulation of requests that arrive at Tritons which are scaled: which numbers the autoscaling should have.
 
     python3 docker/kubernetes/arrivals.py                        # the table of docker/README.md, a few seconds
-    python3 docker/kubernetes/arrivals.py --rows-per-second 400  # for your GPU, as `make bench-load` measures it
+    python3 docker/kubernetes/arrivals.py --rows-per-second 400  # for your GPU
 
+What yours evaluates `make bench-gpu` measures, and the dashboard's panel *UNet rows a second* shows when it is busy.
 Standard library alone, and the same numbers every time. What is simulated:
 
 - Requests arrive at random (Poisson) over four hours: quiet, more, a plateau, a burst at twice the plateau, quiet,
   a burst out of the quiet, quiet.
 - Each needs as many UNet rows as one of the README's examples. A Triton evaluates `rows_per_second`, shared equally by
   the requests that it runs; more requests than it may run wait, and past its bounds they are refused.
-- Both metrics are those of observability/rules.yaml, of Tritons that are taken away too. A UNet is busy for as long as it
-  needs for the rows that it evaluates.
+- Both metrics are those of observability/rules.yaml, of Tritons that are taken away too. A UNet is busy for as long as
+  it needs for the rows that it evaluates.
 - What waits is counted as the orchestrator counts it, before it has looked at the masks: by the most rows that a
   request of that size may need, which are those of the published method.
 - The gateway gives a request to the Triton with the fewest, as it does; a waiting request never moves to another.
