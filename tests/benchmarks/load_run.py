@@ -123,11 +123,11 @@ def run_alone(service: Service, cases: Sequence[Case]) -> dict[tuple[Case, int],
 
 @app.command()
 def cpu(
-    requests: Annotated[int, typer.Option(help="Of each concurrency.")] = 24,
+    requests: Annotated[int, typer.Option(min=1, help="Of each concurrency.")] = 24,
     equal: Annotated[
         int,
         typer.Option(
-            help="Equal requests of a round; of fewer, p99 is that of the first ones, which all start together."
+            min=1, help="Equal requests of a round; of fewer, p99 is that of the first ones, which all start together."
         ),
     ] = 64,
 ) -> None:
@@ -200,8 +200,9 @@ def _published_per_minute(cases: Sequence[Case]) -> float:
 @app.command()
 def gpu(
     requests: Annotated[int, typer.Option(help="Of 512x512 and one mask.", min=3 * AT_ONCE)] = 240,
-    call_ms: Annotated[float, typer.Option(help="Of a UNet call; the goals are for this one.")] = CALL_SECONDS * 1e3,
-    row_ms: Annotated[float, typer.Option(help="Of each of its rows.")] = ROW_SECONDS * 1e3,
+    call_ms: Annotated[float, typer.Option(min=0.1, help="Of a UNet call; the goals are for this one.")] = CALL_SECONDS
+    * 1e3,
+    row_ms: Annotated[float, typer.Option(min=0, help="Of each of its rows.")] = ROW_SECONDS * 1e3,
 ) -> None:
     """A simulated GPU: what the orchestrator adds, and a small request beside a very large one."""
     call_seconds, row_seconds = call_ms / 1e3, row_ms / 1e3
@@ -268,8 +269,8 @@ async def _small_beside_large(service: Service) -> tuple[float, float]:
 
 @app.command()
 def overload(
-    seconds: Annotated[float, typer.Option(help="How long.")] = 60,
-    waiting_rows: Annotated[int, typer.Option(help="The gateway's bound of rows that wait.")] = 2000,
+    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 60,
+    waiting_rows: Annotated[int, typer.Option(min=1, help="The gateway's bound of rows that wait.")] = 2000,
 ) -> None:
     """Ten times what the stack can do, one request in four a wide one."""
     with Report("load_overload", RESULTS) as report:
@@ -388,7 +389,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 @app.command()
-def soak(requests: Annotated[int, typer.Option(help="Small ones.")] = 2000) -> None:
+def soak(requests: Annotated[int, typer.Option(min=SOAK_PARTS, help="Small ones.")] = 2000) -> None:
     """Small requests, half of them streams, a fifth cancelled at some time of their lives: what is left behind."""
     requests -= requests % SOAK_PARTS
     chance = random.Random(0)  # noqa: S311 - a load, not a secret
@@ -472,7 +473,7 @@ def _cancellations(asked: Sequence[tuple[Wish, Answer]]) -> str:
 
 @app.command()
 def deterministic(
-    requests: Annotated[int, typer.Option(help="With it, and as many without.")] = 48,
+    requests: Annotated[int, typer.Option(min=1, help="With it, and as many without.")] = 48,
 ) -> None:
     """The same requests without and with the model's parameter `deterministic`."""
     cases = [MIXED[i % len(MIXED)] for i in range(requests)]

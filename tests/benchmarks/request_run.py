@@ -43,7 +43,9 @@ class Services:
 
 
 def main(
-    runs: Annotated[int, typer.Option(help="Times of the stack and of the loop on its sessions; medians count.")] = 3,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Times of the stack and of the loop on its sessions; medians count.")
+    ] = 3,
     checkpoint: Annotated[Path, typer.Option(help="What the repository was exported from.")] = ROOT
     / "export/demo_checkpoint/checkpoint",
 ) -> None:
