@@ -30,8 +30,8 @@ class RateLimit:
     none before it was told of. Until then, and LATE_S longer, the place is kept from requests that come sooner; one
     that comes then has it, whose ever it is, as one request of a caller cannot be told from another.
 
-    Promises that nobody comes for are seen by a request that is taken and leaves another place which is kept for none:
-    those still to come are forgotten.
+    Where a request is taken and another place is left that is kept for none, some who were told did not come: promises
+    still to come are forgotten.
     """
 
     def __init__(self, *, per_minute: float, burst: int, clock: Callable[[], float] = monotonic) -> None:
@@ -45,9 +45,13 @@ class RateLimit:
         """Count one request. Raises RateLimitedError."""
         now = self._clock()
         left, counted = self._buckets.get(caller, (float(self._burst), now))
-        left = min(self._burst, left + (now - counted) * self._per_second)
         promises = self._promises.setdefault(caller, deque())
+        while promises and promises[0].due + LATE_S < now:
+            promises.popleft()
+        # Places that are kept lie on top of the burst: what is refilled meanwhile is not lost.
+        most = self._burst + sum(1 for _ in takewhile(lambda promise: promise.free <= now, promises))
         before, after = _kept(promises, now)
+        left = min(most, left + (now - counted) * self._per_second)
         if left < 1 + before:
             free = now + (1 + before + after - left) / self._per_second
             raise RateLimitedError(
@@ -78,8 +82,6 @@ def _kept(promises: deque[_Promise], now: float) -> tuple[int, int]:
 
     The first promise that is due is taken to be its own, and is kept no more.
     """
-    while promises and promises[0].due + LATE_S < now:
-        promises.popleft()
     kept = list(takewhile(lambda promise: promise.free <= now, promises))
     for number, promise in enumerate(kept):
         if promise.due <= now:

@@ -99,7 +99,7 @@ def test_who_never_comes_back_does_not_drive_others_away() -> None:
             waits.append(error.retry_after)
     assert waits == [*range(1, LONGEST_PROMISE_S), *[LONGEST_PROMISE_S] * 940]
     now = 1.0
-    rate.take("shop")  # a place is kept for nobody
+    rate.take("shop")  # the first that was told may come
 
 
 def test_a_place_is_kept_until_who_was_told_of_it_could_come() -> None:
@@ -143,13 +143,15 @@ def test_promises_that_nobody_came_for_are_forgotten() -> None:
     assert waits(4) == [None, None, 1, 2], "of those that were told to come at 2 and at 3 one did not"
 
 
-def _pictures(seconds: float, *, workers: int, other_every: float) -> tuple[int, int]:
+def _pictures(
+    seconds: float, *, workers: int, other_every: float = 0, per_minute: float = 60, burst: int = 20
+) -> tuple[int, int]:
     """What workers that heed Retry-After get beside a request of the same token every so often that heeds nothing.
 
     And how often one was refused before it was taken, at most.
     """
     now = 0.0
-    rate = RateLimit(per_minute=60, burst=20, clock=lambda: now)
+    rate = RateLimit(per_minute=per_minute, burst=burst, clock=lambda: now)
 
     def wait() -> int:
         try:
@@ -182,6 +184,16 @@ def test_who_heeds_is_not_driven_away_by_who_does_not(other_every: float, worker
     taken, refused = _pictures(600, workers=workers, other_every=other_every)
     assert taken >= least
     assert refused <= 4
+
+
+@pytest.mark.parametrize(
+    ("per_minute", "burst", "workers", "seconds"),
+    [(600, 5, 30, 600), (600, 2, 16, 600), (2400, 20, 60, 60), (60, 1, 4, 600)],
+)
+def test_places_that_are_kept_cost_nothing_of_the_rate(per_minute: int, burst: int, workers: int, seconds: int) -> None:
+    taken, _ = _pictures(seconds, workers=workers, per_minute=per_minute, burst=burst)
+    allowed = burst + per_minute * seconds / 60
+    assert 0.99 * allowed <= taken <= allowed
 
 
 @pytest.mark.parametrize(("requests", "at_once"), [(60, 4), (80, 16)])
