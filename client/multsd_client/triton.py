@@ -247,8 +247,8 @@ class TritonClient:
     def _stop(self, *, whole: bool) -> None:
         """End the stream. whole: it has given its last answer.
 
-        Then Triton ends it, unless it hangs: of a stream that is cancelled just then it keeps some 0.1 MB, and what
-        makes its own stop last for as long as it may.
+        Then Triton ends it, unless it hangs. Of a stream that is cancelled just then it keeps some 0.1 MB and the
+        model, so that its own stop takes all of --exit-timeout-secs.
         """
         if not whole:
             self._client.stop_stream(cancel_requests=True)
@@ -260,6 +260,7 @@ class TritonClient:
         finally:
             cancel.cancel()
             cancel.join()  # no later stream is cancelled
+            self._client.stop_stream(cancel_requests=True)  # what an interrupt has left
 
 
 def _output(request: GenerationRequest, *, embed: bool) -> Output:

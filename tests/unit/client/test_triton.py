@@ -205,8 +205,25 @@ def test_a_triton_that_hangs_after_its_last_answer_keeps_nobody(monkeypatch: pyt
     with _serving(fake) as url, TritonClient(url, timeout=10.0) as client:
         with suppress(InvalidRequestError):
             client.generate(REQUEST)
+        monkeypatch.setattr(triton, "END_S", 60.0)
         assert client.generate(REQUEST).seed == 7
     assert fake.whole.count(True) == 1, "of the second request alone"
+
+
+def test_a_client_that_was_interrupted_while_a_stream_ended_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeTriton([[PICTURE, None], [PICTURE]])
+    with _serving(fake) as url, TritonClient(url, timeout=10.0) as client:
+        stop, interrupts = client._client.stop_stream, [KeyboardInterrupt()]
+
+        def stop_stream(*, cancel_requests: bool = False) -> None:
+            if interrupts:
+                raise interrupts.pop()
+            stop(cancel_requests)
+
+        monkeypatch.setattr(client._client, "stop_stream", stop_stream)
+        with pytest.raises(KeyboardInterrupt):
+            client.generate(REQUEST)
+        assert client.generate(REQUEST).seed == 7
 
 
 def test_a_stream_that_is_silent_is_cancelled() -> None:
