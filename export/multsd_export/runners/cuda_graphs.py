@@ -51,16 +51,17 @@ class CudaGraphs:
 
         Raises what the network or torch raises, or CaptureError with both where torch puts its own in place of that.
         """
+        causes: list[Exception] = []
         try:
-            self._captured[rows] = self._recorded([tensor[:rows] for tensor in self._inputs])
+            self._captured[rows] = self._recorded([tensor[:rows] for tensor in self._inputs], causes)
         except Exception as error:
             _end_allocation(self._pool)
-            if (cause := _innermost(error)) is error:
+            if not causes or causes[0] is error:
                 raise
-            raise CaptureError(f"{_line(cause)} (which torch tells as {_line(error)})") from cause
+            raise CaptureError(f"{_line(causes[0])} (which torch tells as {_line(error)})") from causes[0]
 
-    def _recorded(self, inputs: Sequence[Tensor]) -> tuple[Any, Any]:
-        """A graph, and its outputs."""
+    def _recorded(self, inputs: Sequence[Tensor], causes: list[Exception]) -> tuple[Any, Any]:
+        """A graph, and its outputs. causes: gets what is raised within the capture, whose end may raise another."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         torch.cuda.empty_cache()
@@ -70,7 +71,11 @@ class CudaGraphs:
                 self._forward(*inputs)  # what a first call loads and chooses cannot be recorded
             # Triton's own threads in this process may call CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                outputs = self._forward(*inputs)
+                try:
+                    outputs = self._forward(*inputs)
+                except Exception as error:
+                    causes.append(error)
+                    raise
         return graph, outputs
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -130,13 +135,6 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What went wrong first: the end of a capture that failed raises an error of its own."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
 def _line(error: BaseException) -> str:
     """An error's type and text in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -153,8 +151,8 @@ def _end_allocation(pool: Any) -> None:
 
     It would never give back any memory otherwise, not even where a later call needs it.
     """
-    device = torch.cuda.current_device()
     with suppress(RuntimeError, AttributeError):  # it has been told, or torch has other names for it
+        device = torch.cuda.current_device()
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
 
