@@ -276,7 +276,7 @@ def table(*, rows_per_second: float, start_seconds: float) -> Iterator[str]:
 
 
 def _rate(text: str) -> float:
-    return _number(text, "above 0", lambda value: 0 < value < math.inf)
+    return _number(text, "of at least 1", lambda value: 1 <= value < math.inf)
 
 
 def _duration(text: str) -> float:

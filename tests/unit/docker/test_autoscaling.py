@@ -158,10 +158,10 @@ def test_replicas_come_at_once_and_go_slowly(arrivals: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--rows-per-second", "-5", "above 0"),
-        ("--rows-per-second", "0", "above 0"),
-        ("--rows-per-second", "inf", "above 0"),
-        ("--rows-per-second", "many", "above 0"),
+        ("--rows-per-second", "-5", "of at least 1"),
+        ("--rows-per-second", "0.001", "of at least 1"),
+        ("--rows-per-second", "inf", "of at least 1"),
+        ("--rows-per-second", "many", "of at least 1"),
         ("--start-seconds", "-1", "of at least 0"),
         ("--start-seconds", "nan", "of at least 0"),
     ],
