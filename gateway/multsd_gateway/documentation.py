@@ -105,7 +105,8 @@ class LimitsReply(BaseModel):
     )
     output_formats: list[str] = Field(examples=[_LIMITS["output_formats"]])
     schedulers: list[str] = Field(
-        description="The samplers that the served model has, its default first.", examples=[_LIMITS["schedulers"]]
+        description="The samplers that the served model has, its default first; of several Tritons those of all.",
+        examples=[_LIMITS["schedulers"]],
     )
     defaults: dict[str, Any] = Field(
         description="What holds for a field that is left out; null: the checkpoint's own.",

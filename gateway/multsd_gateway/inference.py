@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 N = TypeVar("N", int, None)
 OnProgress = Callable[[Update], Awaitable[None]]
 
-# What `multidiffusion` says of a network that hangs, by its own clock or by that of the network's queue in Triton.
-# Triton calls it ready all the while.
+# What `multidiffusion` says of a network that hangs, by its own clock or, where a configuration bounds the network's
+# queue, by Triton's. Triton calls it ready all the while.
 _SILENT = re.compile(r"(\w+): (?:no answer for [\d.]+ s|(?:\[request id: [^\]]*\] )?Request timeout expired)")
 
 _END_SECONDS = 2.0  # after its picture, in which Triton ends a stream

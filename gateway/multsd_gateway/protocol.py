@@ -203,7 +203,7 @@ def patient_protocol(
     told: dict[str, Any] = {
         "read_seconds": read_seconds,
         "write_seconds": write_seconds,
-        "drained_bytes": max(MAX_DRAINED_BYTES, max_body_bytes),
+        "drained_bytes": max(MAX_DRAINED_BYTES, 2 * max_body_bytes),  # also where it comes in small chunks
         "on_cut": staticmethod(on_cut),
     }
     return type("ThisPatientProtocol", (PatientProtocol,), told)

@@ -131,8 +131,8 @@ class Settings(BaseSettings):
     write_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="A client that takes nothing of its reply for so long is cut off; proxies that hold a "
-        "megabyte for a slow one take nothing in between.",
+        description="A client that takes nothing of its reply for so long is cut off. A proxy that holds a megabyte "
+        "for a slow client takes more every ten seconds or so.",
     )
     max_running: int = Field(
         default=64,

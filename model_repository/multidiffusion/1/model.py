@@ -58,8 +58,8 @@ CANCELLED_EVERY = 0.25  # seconds between looks whether the client has gone, eac
 ASIDE_SECONDS = 0.003  # until Triton is told what was counted: less than most calls of a UNet take
 MOST_CALLS = 32  # of a text encoder or the VAE at a time
 SPARE_CALLS = 8  # of the UNet, beside those that are made at a time: so many may be left behind without an answer
-# Triton's words for a call that was in its own queue for too long: a network that is stuck. Not by the code,
-# UNAVAILABLE, which Triton before 25.01 loses on its way here.
+# Triton's words for a call that was in its own queue for too long, where a configuration bounds that: a network that is
+# stuck. Not by the code, UNAVAILABLE, which Triton before 25.01 loses on its way here.
 QUEUE_TIMEOUT = "Request timeout expired"
 
 
