@@ -283,13 +283,14 @@ def ask(url: str, requests: Sequence[list[Any]]) -> list[Any]:
         async def sent() -> Any:
             yield {"model_name": MODEL, "inputs": inputs}
 
-        call = client.stream_infer(sent())
-        async for result, error in call:
+        final = None
+        async for result, error in client.stream_infer(sent()):  # to its end: else Triton may not let go of the model
             if error is not None:
                 raise error
-            call.cancel()
-            return result
-        raise RuntimeError("the stream ended without a response")
+            final = result
+        if final is None:
+            raise RuntimeError("the stream ended without a response")
+        return final
 
     async def all_of_them() -> list[Any]:
         options = [("grpc.max_receive_message_length", -1)]

@@ -27,9 +27,6 @@ class Answers:
         assert {tensor.name() for tensor in request["inputs"]} >= {"prompt", "masks"}
         yield Result(), None
 
-    def cancel(self) -> None:
-        """Nothing goes on."""
-
 
 class Client:
     def __init__(self, *_: Any, **__: Any) -> None:
