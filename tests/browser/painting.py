@@ -190,9 +190,11 @@ class Page:
     def picture_file(self) -> bytes:
         """The file that the button Download gives."""
         path = self.downloads / str(self.at("download").get_attribute("download"))
+        partial = path.with_name(f"{path.name}.crdownload")
         path.unlink(missing_ok=True)
         self.click("download")
-        self.wait(path.exists, "the download")  # it has another name until it is whole
+        # Chromium makes an empty file of the final name while it still writes the other one, then moves that onto it.
+        self.wait(lambda: path.exists() and not partial.exists(), "the download")
         return path.read_bytes()
 
     def picture(self) -> npt.NDArray[np.uint8]:
