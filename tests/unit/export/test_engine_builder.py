@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -34,6 +34,14 @@ H100 = Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0")
 def released(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The released bindings."""
     return released_bindings(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """SIGINT as a terminal's programs have it; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Building:
@@ -252,6 +260,7 @@ def test_every_error_of_the_parser_is_shown_whole(building: Building) -> None:
     assert building.trt.of(BUILD) == []
 
 
+@pytest.mark.usefixtures("heeded_interrupts")
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("within", ["log", "phase_start", "phase_finish", "the build itself"])
 def test_a_signal_ends_the_build_at_its_next_step_wherever_it_lands(
@@ -292,6 +301,7 @@ def test_a_signal_ends_the_build_at_its_next_step_wherever_it_lands(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.usefixtures("heeded_interrupts")
 @pytest.mark.parametrize("parsed", [True, False])
 def test_a_signal_while_the_graph_is_parsed_begins_no_build(building: Building, parsed: bool) -> None:
     def parse(_file: str) -> bool:
