@@ -223,6 +223,13 @@ def test_380_pixels_are_enough_to_paint_by_touch_and_to_generate(chrome: Chrome,
     assert blank.script("return document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_however_many_regions_there_are_only_their_list_scrolls(blank: Page) -> None:
+    for number in range(8):
+        blank.add_region(f"region {number}")
+    assert blank.script("const list = document.querySelector('.scroll'); return list.scrollHeight > list.clientHeight")
+    assert blank.script("return [document.documentElement.scrollHeight - innerHeight, scrollY]") == [0, 0]
+
+
 @pytest.fixture
 def touched(stack: Stack, chrome: Chrome, tmp_path: Path) -> Iterator[Page]:  # noqa: ARG001 - chrome: skips without one
     """A blank canvas under fingers, in a browser of its own: once it has left a page it touches no other."""
