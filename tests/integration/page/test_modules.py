@@ -73,6 +73,15 @@ def test_polygons_hold_the_servers_pixels(page: Page) -> None:
     assert np.array_equal(call(page, "polygon", points=points.tolist(), width=64, height=64), expected)
 
 
+def test_outlines_through_the_centres_of_pixels_hold_the_servers_pixels(page: Page) -> None:
+    random = np.random.default_rng(3)
+    for seed in range(40):
+        points = random.integers(-10, 50, (6, 2)) / (2 if seed % 2 else 1)
+        expected = Polygon(tuple((float(x), float(y)) for x, y in points)).mask(20, 20)
+        found = call(page, "polygon", points=points.tolist(), width=20, height=20)
+        assert np.array_equal(found, expected), points
+
+
 def test_a_stroke_is_all_pixels_near_its_line(page: Page) -> None:
     (x0, y0), (x1, y1), radius = (10.3, 50.2), (52.9, 13.7), 6.5
     found = call(

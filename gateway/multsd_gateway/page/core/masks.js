@@ -182,18 +182,23 @@ export function paintEllipse(mask, box, value) {
 }
 
 /**
- * A closed outline by the even-odd rule, of pixels whose centre is inside.
+ * A closed outline by the even-odd rule, of pixels whose centre is inside; of those on the outline itself the same ones
+ * as on the server, where each crossing begins or ends a run.
  * @param {Mask} mask changed @param {[number, number][]} points @returns {Box} what may have changed
  */
 export function paintPolygon(mask, points) {
+  const column = (/** @type {number} */ x) => Math.max(0, Math.min(mask.width, Math.ceil(x - 0.5)));
   for (let y = 0; y < mask.height; y++) {
-    const crossings = [];
+    const columns = [];
     for (let i = 0; i < points.length; i++) {
       const [[x0, y0], [x1, y1]] = [points[i], points[(i + 1) % points.length]];
-      if (y0 <= y + 0.5 !== y1 <= y + 0.5) crossings.push(x0 + ((y + 0.5 - y0) * (x1 - x0)) / (y1 - y0));
+      // In the server's own order, whose rounding decides where a crossing lies on a centre.
+      if (y0 <= y + 0.5 !== y1 <= y + 0.5) columns.push(column(x0 + (y + 0.5 - y0) * ((x1 - x0) / (y1 - y0))));
     }
-    crossings.sort((a, b) => a - b);
-    for (let i = 0; i + 1 < crossings.length; i += 2) setRow(mask, y, crossings[i], crossings[i + 1], 1);
+    columns.sort((a, b) => a - b);
+    for (let i = 0; i + 1 < columns.length; i += 2) {
+      mask.data.fill(1, y * mask.width + columns[i], y * mask.width + columns[i + 1]);
+    }
   }
   return { x0: 0, y0: 0, x1: mask.width, y1: mask.height };
 }
