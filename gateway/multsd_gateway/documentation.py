@@ -208,7 +208,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         errors=[{"field": "width", "message": "expected 64 to 8192, found 32"}],
     ),
     401: _UNAUTHORIZED,
-    408: _error("The body did not arrive in time.", "body: expected all of it within 30 s, found 17 bytes by then"),
+    408: _error("The body did not arrive in time.", "body: expected within 30 s, found 17 bytes by then"),
     413: _error("The body is larger than the limit.", "body: expected at most 20000000 bytes, found more"),
     429: _error(
         "The token's rate is used up: try after Retry-After.",
@@ -240,6 +240,8 @@ _PICTURE_HEADERS = _headers(
         "X-Multsd-Warnings": "With a picture's own bytes, where there are any: a JSON list of warnings.",
     }
 )
+
+_STREAM_HEADERS = _headers({"Heartbeat-Seconds": "A stream that was silent for so long gets a comment line."})
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
@@ -320,7 +322,7 @@ def stream(settings: Settings) -> dict[str, Any]:
         "responses": {
             200: {
                 "description": "Events.",
-                "headers": _REQUEST_ID,
+                "headers": _STREAM_HEADERS,
                 "content": {"text/event-stream": {"schema": _EVENT, "example": _EVENT_EXAMPLE}},
             },
             **_ERRORS,

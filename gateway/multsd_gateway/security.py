@@ -26,6 +26,7 @@ EXPOSED_HEADERS = (
     "X-Multsd-Warnings",
     "Retry-After",
     "Server-Timing",
+    "Heartbeat-Seconds",
     "WWW-Authenticate",
 )
 # Of pages their own policy holds; nothing else is ever to be shown as one.

@@ -387,6 +387,9 @@ def test_openapi_tells_the_headers_that_are_sent_and_shows_whole_replies() -> No
     reply = ask(app, "POST", "/multsd", json=seed_request(sede=1), headers={"Accept": "image/png"})
     own = {name for name in map(str.lower, painted["headers"]) if name in reply.headers}
     assert own == {"x-request-id", "server-timing", "x-multsd-seed", "x-multsd-warnings"}
+    events = paths["/multsd/stream"]["post"]["responses"]["200"]["headers"]
+    assert events.keys() == {"X-Request-Id", "Heartbeat-Seconds"}
+    assert "Heartbeat-Seconds" in ask(app, "POST", "/multsd/stream", json=seed_request()).headers
     documentation.PictureReply.model_validate(painted["content"]["application/json"]["example"], strict=True)
     limits = paths["/limits"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     assert limits.keys() == ask(app, "GET", "/limits").json().keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -174,9 +175,13 @@ def test_a_body_that_does_not_arrive_is_a_408() -> None:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    sent = asyncio.run(_call(create_app(settings(body_seconds=0.05), FakePainter()), "/multsd", receive))
+    app = create_app(settings(body_seconds=0.05), FakePainter())
+    sent = asyncio.run(_call(app, "/multsd", receive))
 
     assert sent[0]["status"] == 408
+    told = app.openapi()["paths"]["/multsd"]["post"]["responses"]["408"]["content"]["application/json"]["example"]
+    numbers = re.compile(r"\d[\d.]*")
+    assert numbers.sub("N", json.loads(sent[1]["body"])["message"]) == numbers.sub("N", told["message"])
 
 
 def test_the_deadline_is_a_504_and_cancels_the_work() -> None:

@@ -109,6 +109,18 @@ def test_pages_of_the_settings_origins_may_call_and_others_not(tokens: Path) -> 
     assert (reply.status_code, reply.headers["Access-Control-Allow-Origin"]) == (401, "https://example.org")
 
 
+@pytest.mark.parametrize(("path", "accept"), [("/multsd", "image/png"), ("/multsd/stream", "*/*")])
+def test_a_page_may_read_what_a_reply_tells_in_headers_of_its_own(path: str, accept: str) -> None:
+    app = create_app(settings(cors_origins=("https://example.org",)), FakePainter())
+    plain = ask(app, "GET", "/healthz", headers=ORIGIN)
+
+    reply = ask(app, "POST", path, json=seed_request(sede=1), headers=ORIGIN | {"Accept": accept})
+
+    own = reply.headers.keys() - plain.headers.keys() - {"x-accel-buffering"}  # which is for proxies
+    assert own
+    assert own <= set(reply.headers["Access-Control-Expose-Headers"].lower().split(", "))
+
+
 def test_a_page_may_read_that_something_unforeseen_went_wrong(caplog: pytest.LogCaptureFixture) -> None:
     app = create_app(settings(cors_origins=("https://example.org",)), FakePainter(error=RuntimeError("secret")))
 
