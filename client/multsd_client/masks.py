@@ -36,11 +36,20 @@ def as_mask(marked: NDArray[np.bool_]) -> Mask:
 
 
 def stretch(mask: Mask, *, width: int, height: int) -> Mask:
-    """Nearest-neighbour resize to (height, width)."""
+    """Nearest-neighbour resize to (height, width).
+
+    Whole numbers all the way, unlike Pillow's sum of steps: where a pixel's centre falls between two pixels of the mask
+    it is the one to the right or below, as on the gateway's page.
+    """
     if mask.shape == (height, width):
         return mask
-    resized: Mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    return resized
+    rows, columns = (_nearest(of, to) for of, to in zip(mask.shape, (height, width), strict=True))
+    return mask[rows].take(columns, axis=1)
+
+
+def _nearest(size: int, stretched: int) -> NDArray[np.int64]:
+    """Which of `size` pixels in a row lies under the centre of each of `stretched`."""
+    return (2 * np.arange(stretched, dtype=np.int64) + 1) * size // (2 * stretched)
 
 
 def read(data: bytes, *, width: int, height: int) -> Mask:

@@ -65,6 +65,10 @@ def test_masks_of_another_size_are_stretched_as_the_server_does(page: Page) -> N
     for width, height in ((64, 64), (53, 37), (20, 90), (106, 74)):
         expected = stretch(mask, width=width, height=height)
         assert np.array_equal(call(page, "stretched", runs=runs, width=width, height=height), expected)
+    # Among 1429 rows there is one whose centre lies between two of 10.
+    stripes: Mask = (np.arange(10)[:, None] % 2).astype(np.uint8)
+    found = call(page, "stretched", runs=RunLengths.from_mask(stripes).to_json(), width=1, height=1429)
+    assert np.array_equal(found, stretch(stripes, width=1, height=1429))
 
 
 def test_polygons_hold_the_servers_pixels(page: Page) -> None:

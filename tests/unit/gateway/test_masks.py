@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_a_mask_is_stretched_by_the_nearest_pixel() -> None:
     mask = np.array([[0, 1], [1, 0]], np.uint8)
 
     assert stretch(mask, width=4, height=2).tolist() == [[0, 0, 1, 1], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(("size", "to"), [(10, 1429), (672, 1967), (512, 512), (640, 64), (1, 70)])
+def test_stretching_follows_the_centres_of_pixels_to_the_last_digit(size: int, to: int) -> None:
+    numbers = np.arange(size) % 251
+    expected = [numbers[int(Fraction(2 * pixel + 1, 2 * to) * size)] for pixel in range(to)]
+
+    mask = numbers.astype(np.uint8)
+    assert stretch(mask[None, :], width=to, height=1)[0].tolist() == expected
+    assert stretch(mask[:, None], width=1, height=to)[:, 0].tolist() == expected
 
 
 def test_masks_are_stacked_at_the_canvas_size_with_a_warning_where_proportions_differ() -> None:
