@@ -128,7 +128,11 @@ class Client:
         raise protocol.ended(response, reader, request_id)
 
     def ready(self) -> bool:
-        """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        """Whether the service would take a request now.
+
+        Raises MultsdError where nobody says so: ServiceUnavailableError when nobody answers, UnauthorizedError where a
+        token is missing for that, ProtocolError for another service.
+        """
         return self.why_not_ready() is None
 
     def why_not_ready(self) -> str | None:
@@ -221,7 +225,11 @@ class AsyncClient:
         raise protocol.ended(response, reader, request_id)
 
     async def ready(self) -> bool:
-        """Whether the service would take a request now. Raises ServiceUnavailableError when nobody answers."""
+        """Whether the service would take a request now.
+
+        Raises MultsdError where nobody says so: ServiceUnavailableError when nobody answers, UnauthorizedError where a
+        token is missing for that, ProtocolError for another service.
+        """
         return await self.why_not_ready() is None
 
     async def why_not_ready(self) -> str | None:

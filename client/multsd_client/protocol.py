@@ -182,9 +182,14 @@ def plain_object(response: httpx.Response) -> Mapping[str, Any]:
 
 
 def why_not_ready(response: httpx.Response) -> str | None:
-    """What a reply of READY_PATH says is missing; None where nothing is."""
+    """What a reply of READY_PATH says is missing; None where nothing is.
+
+    Raises MultsdError for one that tells nothing of that: a token is missing, or another service answers.
+    """
     if response.is_success:
         return None
+    if response.status_code not in _OF_PROXIES:  # the service itself says 503
+        raise error_of(response)
     try:
         data = _json_object(response.text)
     except ProtocolError:

@@ -370,6 +370,25 @@ def test_health_of_a_service_that_is_not_ready_ends_with_3(fake: Service, reply:
     assert (result.exit_code, result.stdout) == (3, f"http://127.0.0.1:5000: {told}\n")
 
 
+@pytest.mark.parametrize(
+    ("reply", "code", "told"),
+    [
+        (httpx.Response(401, json={"message": "expected a bearer token"}), 2, "expected a bearer token"),
+        (httpx.Response(404, text="<html>"), 5, "expected the multsd API, found HTTP 404"),
+    ],
+    ids=["token", "another service"],
+)
+def test_health_of_what_tells_nothing_of_readiness_ends_as_other_commands(
+    fake: Service, reply: httpx.Response, code: int, told: str
+) -> None:
+    fake.told = {"/readyz": reply}
+
+    result = CliRunner().invoke(cli.app, ["health"])
+
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert told in result.stderr
+
+
 def _connect_batches(monkeypatch: pytest.MonkeyPatch, fake: Service, folder: Path) -> None:
     def connect(url: str, **options: Any) -> AsyncClient:
         return AsyncClient(url, transport=service(fake.answer), **options)

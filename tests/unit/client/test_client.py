@@ -23,6 +23,7 @@ from multsd_client import (
     Progress,
     ProtocolError,
     ServiceUnavailableError,
+    UnauthorizedError,
 )
 from tests.unit.client.fakes import RESULT, STEPS, events, painted, refusal, service
 
@@ -217,3 +218,25 @@ def test_ready_is_what_readyz_says(status: int, ready: bool) -> None:
     with Client(URL, transport=service(reply)) as client:
         assert client.ready() is ready
     assert asyncio.run(awaited()) is ready
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "error"),
+    [
+        (401, '{"message": "expected a bearer token"}', UnauthorizedError),
+        (404, "<html>", ProtocolError),
+        (301, "", ProtocolError),
+    ],
+)
+def test_a_reply_that_tells_nothing_of_readiness_is_an_error(status: int, text: str, error: type[Exception]) -> None:
+    def reply(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, text=text)
+
+    async def awaited() -> bool:
+        async with AsyncClient(URL, transport=service(reply)) as client:
+            return await client.ready()
+
+    with Client(URL, transport=service(reply)) as client, pytest.raises(error):
+        client.ready()
+    with pytest.raises(error):
+        asyncio.run(awaited())
