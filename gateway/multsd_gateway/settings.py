@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "MULTSD_"
@@ -16,6 +16,19 @@ def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
     return tuple(item for part in value.strip(" []").split(",") if (item := part.strip(" \"'")))
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    """Each host:port of a comma-separated text, once."""
+    return tuple(dict.fromkeys(url for part in text.split(",") if (url := part.strip())))
+
+
+def _require_endpoints(text: str) -> str:
+    """gRPC takes any text for an address, and would look for a host of that name for ever. Raises ValueError."""
+    urls = _endpoints(text)
+    if not urls or any(url.startswith(("http://", "https://")) for url in urls):
+        raise ValueError(f"expected host:port of Triton's gRPC endpoint, found {'a URL' if urls else 'nothing'}")
+    return text
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -36,7 +49,7 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field(default="text", description="Log lines as text or as JSON objects.")
 
-    triton_url: str = Field(
+    triton_url: Annotated[str, AfterValidator(_require_endpoints)] = Field(
         default="127.0.0.1:8001",
         description="host:port of Triton's gRPC endpoint; several with commas share the requests.",
     )
@@ -154,4 +167,4 @@ class Settings(BaseSettings):
     @property
     def triton_urls(self) -> tuple[str, ...]:
         """Each Triton's host:port."""
-        return tuple(url for part in self.triton_url.split(",") if (url := part.strip()))
+        return _endpoints(self.triton_url)

@@ -35,6 +35,16 @@ def test_a_bad_setting_is_named() -> None:
         load_settings({"port": 0})
 
 
+@pytest.mark.parametrize("text", ["", " ,", "http://a:8001", "a:8001, https://b:8001"])
+def test_what_names_no_triton_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"triton_url: .*expected host:port"):
+        load_settings({"triton_url": text})
+
+
+def test_a_triton_that_is_named_twice_is_one() -> None:
+    assert Settings(triton_url="a:8001, b:8001,a:8001,").triton_urls == ("a:8001", "b:8001")
+
+
 def test_by_default_as_many_requests_go_through_as_one_triton_takes_so_that_its_rows_decide() -> None:
     config = (Path(__file__).parents[3] / "model_repository" / "multidiffusion" / "config.pbtxt").read_text()
     told = dict(re.findall(r'key: "(max_\w+)" value { string_value: "(\d+)" }', config))
