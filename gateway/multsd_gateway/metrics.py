@@ -141,7 +141,7 @@ async def triton_metrics(url: str) -> tuple[bytes, bool]:
     try:
         async with httpx.AsyncClient(timeout=METRICS_SECONDS, trust_env=False) as client:
             answer = await client.get(url)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("no metrics from Triton: %s", type(error).__name__)
         return b"", False
     return (answer.content, True) if answer.is_success else (b"", False)

@@ -210,8 +210,9 @@ def test_a_request_whose_time_is_over_in_the_gateway_is_counted_once(
     assert _came_to_nothing(asyncio.run(scenario())) == NOTHING | {"expired_total": 1}
 
 
-def test_without_tritons_metrics_the_gateways_own_are_told() -> None:
-    reply = ask(create_app(settings(triton_metrics_url="http://127.0.0.1:1/metrics"), FakePainter()), "GET", "/metrics")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "127.0.0.1:8002/metrics", "http://[::1:8002/metrics"])
+def test_without_tritons_metrics_the_gateways_own_are_told(url: str) -> None:
+    reply = ask(create_app(settings(triton_metrics_url=url), FakePainter()), "GET", "/metrics")
 
     assert reply.status_code == 200
     assert _of(_parsed(reply.text), "triton_metrics_up") == 0
