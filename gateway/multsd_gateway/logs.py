@@ -6,6 +6,7 @@ import contextvars
 import json
 import logging
 import logging.config
+import time
 
 FIELDS = "fields"  # of a log record: what a line of JSON has beside its message
 
@@ -21,13 +22,14 @@ class RequestIdFilter(logging.Filter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line: time, level, request_id, logger, message, and exception where there is one.
+    """A JSON object a line: time (UTC), level, request_id, logger, message, and exception where there is one.
 
     A request's line in the access log has method, path, status, seconds and token (its name, or null) too.
     """
 
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03d"
+    default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

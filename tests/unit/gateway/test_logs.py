@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,9 @@ def _record(message: str, *arguments: object, failed: bool = False) -> logging.L
     )
 
 
-def test_a_json_line_is_one_object_with_the_requests_id() -> None:
+def test_a_json_line_is_one_object_with_the_requests_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
     token = request_id_var.set("job-7")
     try:
         record = _record("refused: %s", 'a "field"\nforged')
@@ -31,10 +35,14 @@ def test_a_json_line_is_one_object_with_the_requests_id() -> None:
         line = JsonFormatter().format(record)
     finally:
         request_id_var.reset(token)
+        monkeypatch.undo()
+        time.tzset()
 
     assert "\n" not in line
     told = json.loads(line)
-    assert told.pop("time").startswith("20")
+    said = datetime.fromisoformat(told.pop("time"))
+    assert said.utcoffset() == timedelta(0)
+    assert abs(said.timestamp() - record.created) < 0.01
     assert told == {
         "level": "WARNING",
         "request_id": "job-7",
