@@ -29,12 +29,11 @@ SHARED = {"max_pixels": 0, "max_mask_pixels": 0, "max_steps": 0, "max_prompt_byt
 
 def narrowed(settings: Settings, models: Sequence[ModelDescription]) -> Settings:
     """The settings, each limit no higher than the models' own, of several models the highest."""
-    return settings.model_copy(
-        update={
-            name: min(getattr(settings, name), highest(models, name, getattr(settings, name) + on_top, on_top) - on_top)
-            for name, on_top in SHARED.items()
-        }
-    )
+    held = {}
+    for name, on_top in SHARED.items():
+        own: int = getattr(settings, name)
+        held[name] = min(own, highest(models, name, own + on_top, on_top) - on_top)
+    return settings.model_copy(update=held)
 
 
 def highest(models: Sequence[ModelDescription], name: str, otherwise: int, least: int = 1) -> int:

@@ -34,13 +34,14 @@ def read_integer(value: object) -> int:
 
 def read_number(value: object) -> float:
     """A finite number, as a JSON number or a numeric string. Raises ValueError."""
+    number = math.nan
     if isinstance(value, str):
-        readable = _NUMBER.fullmatch(value.strip()) is not None
-    else:
-        readable = isinstance(value, int | float) and not isinstance(value, bool)
-    if readable and not isinstance(value, str) and EXACT_FLOAT < abs(value) < math.inf:  # type: ignore[arg-type]
-        raise ValueError(f"expected a number of at most {EXACT_FLOAT:.0f}, found {found(value)}")
-    number = float(value) if readable else math.nan  # type: ignore[arg-type]
+        if _NUMBER.fullmatch(value.strip()):
+            number = float(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if EXACT_FLOAT < abs(value) < math.inf:  # an integer may be too large for a float
+            raise ValueError(f"expected a number of at most {EXACT_FLOAT:.0f}, found {found(value)}")
+        number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"expected a finite number, found {found(value)}")
     return number
