@@ -59,7 +59,7 @@ class Gateway:
 
     async def multsd(self, request: Request) -> Response:
         """Answer with the whole picture."""
-        wanted = wanted_format(request.headers.get("accept", "*/*"))
+        wanted = wanted_format(", ".join(request.headers.getlist("accept")))  # several lines are one list (RFC 9110)
         order = Order(
             request_id=request_id_var.get(),
             strict=_strict(request),

@@ -178,6 +178,14 @@ def test_the_accept_header_chooses_the_reply(accept: str, media_type: str) -> No
         assert json.loads(reply.headers["X-Multsd-Warnings"]) == [{"field": "bg_prompt", "message": "cut: \u00e4"}]
 
 
+def test_several_accept_headers_are_one_list() -> None:
+    headers = [("Accept", "application/json;q=0.5"), ("Accept", "image/png")]
+
+    reply = ask(create_app(settings(), FakePainter()), "POST", "/multsd", json=seed_request(), headers=headers)
+
+    assert reply.headers["content-type"] == "image/png"
+
+
 @pytest.mark.parametrize(("text", "number"), [("\U0001f600" * 400, 98), ("\u4e2d" * 400, 3), ("a" * 400, 1)])
 def test_warnings_in_a_header_are_no_larger_than_clients_take(text: str, number: int) -> None:
     notes = [FieldNote(f"prompt[{index}]", f"cut: {text}") for index in range(number)]
