@@ -320,6 +320,19 @@ def test_every_tool_changes_the_mask_as_it_should(blank: Page) -> None:
     assert np.array_equal(blank.masks()[0], 1 - ellipse)
 
 
+def test_brackets_that_need_altgr_set_the_brush_and_other_combinations_do_not(page: Page) -> None:
+    def press(**modifiers: bool) -> int:
+        page.script(
+            "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: ']', bubbles: true, ...arguments[0]}))",
+            modifiers,
+        )
+        return int(page.at("brush").get_attribute("value") or 0)
+
+    before = press(ctrlKey=True, altKey=True)
+    assert press(altKey=True) == press(ctrlKey=True) == before
+    assert press(ctrlKey=True, altKey=True, modifierAltGraph=True) > before
+
+
 def test_a_mask_comes_from_an_image_as_the_server_reads_it(blank: Page, tmp_path: Path) -> None:
     image = Image.new("RGBA", (256, 256), (255, 255, 255, 0))
     ImageDraw.Draw(image).rectangle((64, 0, 127, 255), fill=(255, 0, 0, 255))

@@ -89,13 +89,15 @@ function check(id, value) {
  */
 function key(event, { store, view, steps, generate }) {
   if (event.defaultPrevented || document.querySelector("dialog[open]") !== null) return;
-  const command = event.ctrlKey || event.metaKey;
+  // Brackets need AltGr on many keyboards, which Windows tells as Ctrl and Alt together.
+  const typed = event.getModifierState("AltGraph");
+  const command = (event.ctrlKey && !typed) || event.metaKey;
   const letter = event.key.toLowerCase();
   if (command && letter === "enter") generate();
   else if (isText(event.target)) return;
   else if (command && letter === "z") event.shiftKey ? steps.redo() : steps.undo();
   else if (command && letter === "y") steps.redo();
-  else if (command || event.altKey) return;
+  else if (command || (event.altKey && !typed)) return;
   else if (TOOL_KEYS[letter] !== undefined) store.update({ tool: TOOL_KEYS[letter] });
   else if (letter === "m") store.update({ show: SHOWN_IN_TURN[(SHOWN_IN_TURN.indexOf(store.state.show) + 1) % 3] });
   else if (letter === "[") store.update({ brush: Math.max(1, Math.floor(store.state.brush / 1.2)) });
