@@ -51,14 +51,17 @@ def demo(
 ) -> None:
     """Start both, paint one picture, stop both."""
     body = _read_request(request)
+    _make_room(output)
     with (
         _stack(status_when_stopped=130) as stack,
         progress_bar(console) as listener,
         Client(stack.url, transport=httpx.HTTPTransport()) as client,
     ):
         result = client.generate(body, on_queued=listener.on_queued, on_progress=listener.on_progress)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(result.image)
+    try:
+        output.write_bytes(result.image)
+    except OSError as error:
+        _refuse(f"{output}: {reason(error)}")
     show_result(console, result)
     console.print(_timings(result))
     typer.echo(output)
@@ -75,6 +78,14 @@ def _read_request(file: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         _refuse(f"{file}: expected a JSON object")
     return body
+
+
+def _make_room(output: Path) -> None:
+    """The picture's folder; ends the command where there can be none, before anything is started."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse(f"{output}: {reason(error)}")
 
 
 @contextmanager

@@ -40,3 +40,15 @@ def test_a_request_that_cannot_be_read_is_one_line_and_status_1(
     assert result.output.startswith(f"multsd-stack: {file}: ")
     assert told in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_picture_that_could_not_be_kept_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text("{}")
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "picture.jpg"
+
+    result = CliRunner().invoke(app, ["demo", "--request", str(tmp_path / "request.json"), "--output", str(output)])
+
+    assert result.exit_code == 1
+    assert result.output.startswith(f"multsd-stack: {output}: ")
+    assert len(result.output.splitlines()) == 1
