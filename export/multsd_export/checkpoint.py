@@ -22,7 +22,7 @@ from multsd_export.families import (
 from multsd_export.lora import Lora
 from multsd_export.sources import Source, folder_source
 from multsd_export.tokenizer import ConvertedTokenizer, convert_tokenizer
-from multsd_export.weights import Weights, conversion, find_weights
+from multsd_export.weights import DIFFUSERS, TRANSFORMERS, Weights, conversion, find_weights
 
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # either will do
 
@@ -101,8 +101,8 @@ def read_checkpoint(path: Path, source: Source | None = None, loras: Sequence[Lo
     slots = text_encoder_slots(str(model_index.get("_class_name")))
     encoders = [slot.model for slot in slots]
     weights = {
-        **{name: find_weights(path / name, "model") for name in encoders},
-        **{name: find_weights(path / name, "diffusion_pytorch_model") for name in ("unet", "vae")},
+        **{name: find_weights(path / name, TRANSFORMERS) for name in encoders},
+        **{name: find_weights(path / name, DIFFUSERS) for name in ("unet", "vae")},
     }
     config_files = [path / name / "config.json" for name in weights]
     config_files.append(path / "scheduler" / "scheduler_config.json")

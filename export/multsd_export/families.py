@@ -86,6 +86,9 @@ def _check(facts: Sequence[Fact]) -> None:
             raise CheckpointError(f"{name} is {value!r}; supported: {expected}.")
 
 
+# What makes both libraries read something else than the folder's own weights: quantised ones, for which they want
+# packages of their own, and transformers a file of any name, pickles too.
+OTHER_WEIGHTS = ("quantization_config", "transformers_weights")
 # Of diffusers, those whose noise schedule is a list of betas. Another's would be read as one that it is not.
 SCHEDULERS = tuple(
     f"{name}Scheduler"
@@ -153,6 +156,7 @@ def _common_facts(configs: Configs) -> list[Fact]:
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     steps = scheduler.get("num_train_timesteps", 1000)
     return [
+        *((f"{name}: {key}", configs[name].get(key), (None,)) for name in configs for key in OTHER_WEIGHTS),
         ("text_encoder: model_type", configs["text_encoder"].get("model_type"), ("clip_text_model",)),
         ("unet: _class_name", unet.get("_class_name"), ("UNet2DConditionModel",)),
         ("unet: in_channels", unet.get("in_channels"), (4,)),

@@ -8,6 +8,8 @@ from multsd_export.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 VARIANTS = (None, "fp16")  # full files first
+TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"  # how either library's weights are called
+ADAPTER_FILE = "adapter_config.json"
 CONVERT = (
     "python -c \"from diffusers import DiffusionPipeline as P; P.{load}('{source}', use_safetensors=False)"
     ".save_pretrained('{source}-safetensors')\""
@@ -25,19 +27,26 @@ class Weights:
 def find_weights(folder: Path, stem: str) -> Weights:
     """The weights in a component's folder.
 
+    A folder may have both a single file and shards: the library reads what is found here, so its own order counts.
+
     Args:
-        stem: "model" for transformers' components, "diffusion_pytorch_model" for those of diffusers.
+        stem: TRANSFORMERS, which takes the single file first, or DIFFUSERS, which takes the shards.
 
     Raises:
-        CheckpointError: there are none in safetensors, or a shard is missing or is none.
+        CheckpointError: there are none in safetensors, a shard is missing or is none, or an adapter would be added.
     """
+    if stem == TRANSFORMERS and (folder / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"{folder.name}: expected weights alone, found {ADAPTER_FILE}, whose adapter transformers would add to "
+            "them; take it out, and name a LoRA with --lora."
+        )
     for variant in VARIANTS:
         infix = f".{variant}" if variant else ""
         single, index = folder / f"{stem}{infix}.safetensors", folder / f"{stem}.safetensors.index{infix}.json"
+        if index.is_file() and (stem == DIFFUSERS or not single.is_file()):
+            return Weights((index, *_shards(index)), variant)
         if single.is_file():
             return Weights((single,), variant)
-        if index.is_file():
-            return Weights((index, *_shards(index)), variant)
     raise CheckpointError(_refusal(folder, stem))
 
 

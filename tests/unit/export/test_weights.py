@@ -61,6 +61,10 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
     return unet.load(torch.float32).state_dict()
 
 
+def set_config(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -84,6 +88,44 @@ def test_a_half_precision_variant_is_read_where_it_is_all_there_is(folder: Path)
 def test_full_weights_are_preferred_to_a_variant(folder: Path) -> None:
     shutil.copy(folder / "unet" / f"{UNET}.safetensors", folder / "unet" / f"{UNET}.fp16.safetensors")
     assert find_weights(folder / "unet", UNET).variant is None
+
+
+def test_where_a_folder_has_both_a_single_file_and_shards_what_is_loaded_is_what_is_digested(folder: Path) -> None:
+    for component, stem in (("unet", UNET), ("text_encoder", "model")):
+        single = folder / component / f"{stem}.safetensors"
+        weights = load_file(single)
+        shard = folder / component / f"{stem}-00001-of-00001.safetensors"
+        save_file({name: value + 1 for name, value in weights.items()}, shard, metadata={"format": "pt"})
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard.name)}
+        (folder / component / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = read_checkpoint(folder)
+    for network in networks_of(checkpoint)[:2]:
+        files = [file for file in checkpoint.weights[network.component].files if file.suffix == ".safetensors"]
+        digested = {name: value.float() for file in files for name, value in load_file(file).items()}
+        found = network.load(torch.float32).model.state_dict()
+        assert sorted(map(float, (value.sum() for value in found.values()))) == pytest.approx(
+            sorted(float(value.sum()) for value in digested.values())
+        )
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_quantised_weights_are_refused_by_name(folder: Path, component: str) -> None:
+    set_config(folder / component / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(CheckpointError, match=f"{component}: quantization_config is .*bitsandbytes.*; supported: None"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "adapter_model.bin"])
+def test_a_config_that_names_other_weights_is_refused(folder: Path, name: str) -> None:
+    set_config(folder / "text_encoder" / "config.json", transformers_weights=name)
+    with pytest.raises(CheckpointError, match=f"text_encoder: transformers_weights is '{name}'; supported: None"):
+        read_checkpoint(folder)
+
+
+def test_an_adapter_beside_a_text_encoder_is_refused(folder: Path) -> None:
+    (folder / "text_encoder" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(CheckpointError, match=r"text_encoder: expected weights alone, found adapter_config\.json"):
+        read_checkpoint(folder)
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
