@@ -189,22 +189,27 @@ def _picture_sizes(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
 
 
 def _load(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Wrapper:
-    """The component's weights in `dtype`, LoRAs fused in float32."""
+    """The component's weights in `dtype`, LoRAs fused in float32.
+
+    Raises:
+        CheckpointError: they cannot be read, a LoRA does not fit, or a weight is not finite in `dtype`.
+    """
     fuses = bool(checkpoint.loras) and component != "vae"
     model = _read(wrapper, checkpoint, component, torch.float32 if fuses else dtype)
     if fuses:
         fuse_loras(model, checkpoint, component)
         model = model.to(dtype)
-        _check_finite(model, checkpoint, component, dtype)
+    _check_finite(model, checkpoint, component, dtype)
     return wrapper(model).eval()
 
 
 def _check_finite(model: Any, checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> None:
-    """Where weights are served as they are, nothing else looks at their values."""
+    """Where weights are served as they are, nothing else looks at their values; merged checkpoints do have some."""
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
-            names = ", ".join(lora.path.name for lora in checkpoint.loras)
-            raise CheckpointError(f"lora: with {names}, {component}.{name} is not finite in {dtype}.")
+            fused = [] if component == "vae" else [lora.path.name for lora in checkpoint.loras]
+            where = f"lora: with {', '.join(fused)}, {component}.{name}" if fused else f"{component}: {name}"
+            raise CheckpointError(f"{where} is not finite in {dtype}.")
 
 
 def _read(wrapper: type[Wrapper], checkpoint: Checkpoint, component: str, dtype: torch.dtype) -> Any:

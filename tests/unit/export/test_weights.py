@@ -128,6 +128,22 @@ def test_an_adapter_beside_a_text_encoder_is_refused(folder: Path) -> None:
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (1e5, torch.float16)])
+@pytest.mark.parametrize(("component", "stem"), [("text_encoder", "model"), ("unet", UNET), ("vae", UNET)])
+def test_a_weight_that_is_no_number_is_named(
+    folder: Path, component: str, stem: str, value: float, dtype: torch.dtype
+) -> None:
+    """The torch profile serves it as it is: no comparison would tell."""
+    file = folder / component / f"{stem}.safetensors"
+    weights = {name: tensor.float() for name, tensor in load_file(file).items()}
+    name = max(weights)
+    weights[name].view(-1)[0] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    network = next(each for each in networks_of(read_checkpoint(folder)) if each.component == component)
+    with pytest.raises(CheckpointError, match=rf"^{component}: \S+ is not finite in {dtype}\.$"):
+        network.load(dtype)
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     files = split(folder / "unet")
     files[1].unlink()
