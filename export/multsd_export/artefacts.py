@@ -193,9 +193,10 @@ def _source_digest(name: str) -> str:
 
 def kept(folder: Path, key: str) -> Artefact | None:
     """The artefact of a folder, None where it is not whole or was made from something else."""
-    if not (folder / STAMP_FILE).is_file():
+    try:
+        artefact = read_stamp(folder)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none, or a damaged one: a machine may go down
         return None
-    artefact = read_stamp(folder)
     return artefact if artefact.key == key and files_intact(folder, artefact.files) else None
 
 

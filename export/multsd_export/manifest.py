@@ -50,7 +50,7 @@ def read_manifest(output: Path) -> dict[str, Any] | None:
     """The manifest of a composed repository, or None where there is none that an export wrote."""
     try:
         manifest = json.loads((output / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     ours = isinstance(manifest, dict) and manifest.keys() >= FIELDS and isinstance(manifest["files"], dict)
     return manifest if ours else None

@@ -165,6 +165,18 @@ def test_a_damaged_output_is_composed_again(options: Options, progress: Progress
     assert exported_networks == []
 
 
+@pytest.mark.parametrize(
+    "damaged", ["", "\0\0", '{"key": ', "[]", "{}"], ids=["empty", "zeros", "cut", "list", "fields"]
+)
+def test_a_network_whose_stamp_is_damaged_is_exported_again(
+    options: Options, progress: Progress, exported_networks: list[str], damaged: str
+) -> None:
+    (options.work_dir / "vae_encoder" / "stamp.json").write_text(damaged)
+    shutil.rmtree(options.output)
+    assert export(options, progress)
+    assert exported_networks == ["vae_encoder"]
+
+
 def test_a_changed_scheduler_exports_no_network(
     options: Options, progress: Progress, exported_networks: list[str]
 ) -> None:
@@ -306,6 +318,14 @@ def test_a_folder_that_no_export_made_is_never_replaced(
     with pytest.raises(RepositoryError, match=r"precious exists and has no manifest\.json of an export; remove it or"):
         export(replace(options, output=precious), progress)
     assert (precious / name).read_text() == text
+
+
+def test_a_file_in_the_outputs_place_is_never_replaced(options: Options, progress: Progress, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("notes")
+    with pytest.raises(RepositoryError, match=r"precious exists and has no manifest\.json of an export; remove it or"):
+        export(replace(options, output=precious), progress)
+    assert precious.read_text() == "notes"
 
 
 def test_an_output_that_is_a_link_stays_one(options: Options, progress: Progress, tmp_path: Path) -> None:
