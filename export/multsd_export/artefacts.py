@@ -23,7 +23,7 @@ from multsd_export.json_files import write_json
 from multsd_export.manifest import PACKAGE_FOLDER, files_intact, package_versions
 from multsd_export.networks import DTYPES, Network
 from multsd_export.onnx_export import MODEL_FILE, OPSET, Form, export_onnx, form_of, write_staged
-from multsd_export.palette import COLOURS, PALETTE_FILE, SEED, Encode, write_palette
+from multsd_export.palette import COLOURS, PALETTE_FILE, SEED, Encode, release_memory, write_palette
 from multsd_export.parity import measure_parity
 from multsd_export.profiles import Precision, Served
 
@@ -116,6 +116,7 @@ def palette_artefact(
         with replacing_folder(folder) as partial:
             write_palette(encode(), checkpoint, partial / PALETTE_FILE, progress, colours)
             write_stamp(partial, key, {"colours": colours})
+        release_memory()
         artefact = read_stamp(folder)
     progress(1)
     return artefact

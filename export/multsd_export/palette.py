@@ -4,6 +4,7 @@ The reference draws and encodes them anew for every request (`get_random_backgro
 request, so they are artefacts of the checkpoint. P colours.
 """
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,17 +42,37 @@ def onnx_encoder(file: Path) -> Encode:
 
 
 def torch_encoder(vae_encoder: Network) -> Encode:
-    """The checkpoint's own: the weights of its precision, computed with in float32, on a GPU where torch sees one."""
+    """The checkpoint's own: the weights of its precision, computed with in float32, on a GPU where torch sees one.
+
+    Where that has too little memory, as beside a Triton that serves, the processor takes over.
+    """
     torch.backends.cudnn.allow_tf32 = False  # a convolution in full float32 is what the processor computes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = vae_encoder.load(DTYPES[vae_encoder.precision]).float().to(device)
+    module = vae_encoder.load(DTYPES[vae_encoder.precision]).float()
 
     def encode(image: Floats) -> Floats:
-        with torch.no_grad():
-            latents: Floats = module(torch.from_numpy(image).to(device)).cpu().numpy()
-        return latents
+        nonlocal device
+        try:
+            return _encode(module, image, device)
+        except torch.OutOfMemoryError:
+            if device.type == "cpu":
+                raise
+        device = torch.device("cpu")
+        return _encode(module, image, device)
 
     return encode
+
+
+@torch.no_grad()
+def _encode(module: torch.nn.Module, image: Floats, device: torch.device) -> Floats:
+    latents: Floats = module.to(device)(torch.from_numpy(image).to(device)).cpu().numpy()
+    return latents
+
+
+def release_memory() -> None:
+    """Give back what torch keeps of a GPU's memory, which an engine's builder in this process could not use."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def write_palette(
