@@ -6,7 +6,7 @@ The network is used for a hub repository alone, and only as long as its snapshot
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def resolve_source(text: str, records: Path) -> Source:
     """The folder that `text` names, or a snapshot of the hub repository `owner/name@revision`.
 
     Args:
-        records: folder in which licences of fetched repositories are kept, so that a later export needs no network.
+        records: folder in which is kept what a later export needs to know of fetched repositories, without the network.
 
     Raises:
         CheckpointError: there is no such folder, the revision is not pinned, or the hub does not give the files.
@@ -69,38 +69,57 @@ def folder_source(path: Path) -> Source:
     return Source(path, resolved.name, None, None)
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What a later export has to know of a fetched repository, so that it needs no network."""
+
+    licence: str | None
+    left_out: list[str]  # files that PATTERNS has and that were not fetched
+
+
 def _hub_source(repository: str, revision: str, records: Path) -> Source:
-    record = records / f"{repository.replace('/', '--')}@{revision}.json"
-    kept = _read_record(record)
-    path = _kept_snapshot(repository, revision) if kept else None
-    if kept is None or path is None:
-        licence, path = _fetch(repository, revision)
-        kept = {"licence": licence}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(record, kept)
-    return Source(path, repository, revision, kept["licence"])
+    file = records / f"{repository.replace('/', '--')}@{revision}.json"
+    record = _read_record(file)
+    path = _kept_snapshot(repository, revision, record) if record else None
+    if record is None or path is None:
+        record, path = _fetch(repository, revision)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(record))
+    return Source(path, repository, revision, record.licence)
 
 
-def _read_record(record: Path) -> dict[str, str | None] | None:
+def _read_record(file: Path) -> _Record | None:
     """What is known of a repository; None where there is no record, or a damaged one."""
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        return {"licence": kept["licence"]}
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return _Record(kept["licence"], kept["left_out"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
-def _kept_snapshot(repository: str, revision: str) -> Path | None:
+def _kept_snapshot(repository: str, revision: str, record: _Record) -> Path | None:
+    """The folder of a repository's files, None where one is missing.
+
+    The hub's client keeps a list of all that the repository has, and holds the folder to what is asked for of it: to be
+    the same as what `_fetch` asked for.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=record.left_out,
+            local_files_only=True,
+        )
     except LocalEntryNotFoundError:
         return None
+    return Path(folder)
 
 
-def _fetch(repository: str, revision: str) -> tuple[str | None, Path]:
+def _fetch(repository: str, revision: str) -> tuple[_Record, Path]:
     """The licence that the repository's card names, and the folder of its files."""
     from httpx2 import HTTPError  # the client that huggingface_hub uses
     from huggingface_hub import model_info, snapshot_download
@@ -108,14 +127,14 @@ def _fetch(repository: str, revision: str) -> tuple[str | None, Path]:
 
     try:
         info = model_info(repository, revision=revision)
-        names = [file.rfilename for file in info.siblings or ()]
+        record = _Record(_licence(info), unneeded([file.rfilename for file in info.siblings or ()]))
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=unneeded(names)
+            repository, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=record.left_out
         )
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{repository}@{revision}: the hub does not give it: {reason}") from error
-    return _licence(info), Path(folder)
+    return record, Path(folder)
 
 
 def unneeded(names: Sequence[str]) -> list[str]:

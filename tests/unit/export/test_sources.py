@@ -1,9 +1,17 @@
 """Hub repositories are fetched at a pinned commit, once; the hub itself is faked at the functions that are called."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import huggingface_hub
@@ -76,7 +84,96 @@ def test_a_fetched_repository_needs_no_network_again(hub: Hub, tmp_path: Path) -
     hub.online = False
     hub.calls.clear()
     assert resolve_source(f"owner/model@{REVISION}", tmp_path / "records") == first
-    assert hub.calls == [{"snapshot_download": REVISION, "local_files_only": True}]
+    assert [call.get("local_files_only") for call in hub.calls] == [True]
+
+
+RESOLVE = """
+import sys
+from pathlib import Path
+from multsd_export.sources import resolve_source
+print(resolve_source(sys.argv[1], Path(sys.argv[2])).path)
+"""
+
+
+def test_the_hubs_own_client_needs_no_network_again(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, as it reads where the hub is when it is imported."""
+    shutil.copytree(checkpoint_folder, tmp_path / "files")
+    (tmp_path / "files" / "README.md").write_text("---\nlicense: mit\n---\n")
+    unet = tmp_path / "files" / "unet"
+    shutil.copy(unet / "diffusion_pytorch_model.safetensors", unet / "diffusion_pytorch_model.fp16.safetensors")
+
+    def resolve() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", RESOLVE, f"owner/model@{REVISION}", str(tmp_path / "records")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    with hub_server(tmp_path / "files") as url:
+        others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment = others | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
+        fetched = resolve()
+    assert fetched.returncode == 0, fetched.stderr
+    again = resolve()
+    assert (again.returncode, again.stdout) == (0, fetched.stdout), again.stderr
+    snapshot = Path(again.stdout.strip())
+    assert {file.name for file in (snapshot / "unet").iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+    (snapshot / "unet" / "config.json").unlink()  # as after a download that was stopped
+    partly = resolve()
+    assert partly.returncode == 1
+    assert "the hub does not give it" in partly.stderr
+
+
+@contextmanager
+def hub_server(files: Path) -> Iterator[str]:
+    """A hub with one repository; its address."""
+    digests = {
+        file.relative_to(files).as_posix(): sha1(file.read_bytes()).hexdigest()  # noqa: S324, as git names files
+        for file in files.rglob("*")
+        if file.is_file()
+    }
+    answers: dict[str, Any] = {
+        f"/api/models/owner/model/revision/{REVISION}": {
+            "id": "owner/model",
+            "sha": REVISION,
+            "siblings": [{"rfilename": name} for name in digests],
+        },
+        f"/api/models/owner/model/tree/{REVISION}": [
+            {"type": "file", "path": name, "size": (files / name).stat().st_size, "oid": digest}
+            for name, digest in digests.items()
+        ],
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            name = path.removeprefix(f"/owner/model/resolve/{REVISION}/")
+            if path not in answers and name not in digests:
+                self.send_error(404)
+                return
+            content = json.dumps(answers[path]).encode() if path in answers else (files / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            if name in digests:
+                self.send_header("X-Repo-Commit", REVISION)
+                self.send_header("ETag", digests[name])
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_args: Any) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_cache_that_was_emptied_is_filled_again(hub: Hub, tmp_path: Path) -> None:
@@ -86,7 +183,7 @@ def test_a_cache_that_was_emptied_is_filled_again(hub: Hub, tmp_path: Path) -> N
     assert first.path.is_dir()
 
 
-@pytest.mark.parametrize("damaged", ["", '{"licen', "[]", "{}"])
+@pytest.mark.parametrize("damaged", ["", '{"licen', "[]", "{}", '{"licence": null}'])
 def test_a_damaged_record_is_written_again(hub: Hub, tmp_path: Path, damaged: str) -> None:
     first = resolve_source(f"owner/model@{REVISION}", tmp_path / "records")
     (record,) = (tmp_path / "records").iterdir()
