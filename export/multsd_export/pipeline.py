@@ -16,6 +16,8 @@ from multsd_export.manifest import MANIFEST_FILE, export_inputs, is_current, rea
 from multsd_export.profiles import Precision, Profile, Served
 from multsd_export.sources import Source
 
+WAITING = "another export"  # the stage in which one waits for it
+
 
 @dataclass(frozen=True)
 class Options:
@@ -60,7 +62,8 @@ def export(options: Options, progress: Callable[[str, float], None]) -> bool:
     machine = this_machine() if options.profile.served is Served.ENGINE else None  # before anything is made
     if machine:
         inputs |= {"machine": asdict(machine), "engines": asdict(options.engines)}
-    with _locked(options.work_dir / ".lock"), _locked(output.with_name(f".{output.name}.lock")):
+    locks = options.work_dir / ".lock", output.with_name(f".{output.name}.lock")
+    with _locked(locks[0], progress), _locked(locks[1], progress):
         if not options.force and is_current(output, inputs):
             return False
         from multsd_export.build import EnginePlan, build  # torch takes seconds to import
@@ -97,9 +100,14 @@ def _check_output(output: Path, options: Options) -> None:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One export at a time per work folder and per output; the next one waits."""
+def _locked(file: Path, progress: Callable[[str, float], None]) -> Iterator[None]:
+    """One export at a time per work folder and per output; the next one waits, for hours where engines are built."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(WAITING, 0)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            progress(WAITING, 1)
         yield

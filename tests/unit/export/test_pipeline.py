@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from safetensors.torch import load_file, save_file
 from tritonclient.grpc import model_config_pb2
 
-from multsd_export import artefacts, compose
+from multsd_export import artefacts, compose, pipeline
 from multsd_export.audit import Audit
 from multsd_export.digests import file_digest, folder_digests
 from multsd_export.errors import CheckpointError, ContractError, ExportError, RepositoryError
@@ -238,20 +238,25 @@ def test_what_a_killed_export_left_behind_is_removed(options: Options, progress:
 
 
 def test_two_exports_into_one_output_wait_for_each_other(
-    options: Options, progress: Progress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their work folders differ; without a turn each removed what the other wrote, and no output was left."""
     inside: list[str] = []
-    asked: list[str] = []
+    asked: list[int] = []
+    waited: list[float] = []
     other_is_there = Event()
     write, lock = compose._write_checkpoint, fcntl.flock
 
     def flock(file: Any, operation: int) -> None:
         if Path(file.name).name == ".output.lock":
-            asked.append(file.name)
-            if len(asked) == 2:
+            asked.append(operation)
+            if asked.count(fcntl.LOCK_EX):  # it is refused before it waits
                 other_is_there.set()
         lock(file, operation)
+
+    def progress(stage: str, share: float) -> None:
+        if stage == pipeline.WAITING:
+            waited.append(share)
 
     def slow(*args: Any) -> None:
         inside.append("in")
@@ -266,6 +271,7 @@ def test_two_exports_into_one_output_wait_for_each_other(
     with ThreadPoolExecutor() as pool:
         assert list(pool.map(lambda each: export(each, progress), both)) == [True, True]
     assert inside == ["in", "out"] * 2
+    assert waited == [0, 1]
     assert not export(options, progress)
 
 
