@@ -6,6 +6,7 @@ The instance group says where. Tensors come from the processor's memory and go b
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,10 +55,32 @@ class TritonPythonModel:
         return answer(requests, self.model, self._run)
 
     def _run(self, tensors: Tensors) -> Tensors:
-        with torch.no_grad():
-            result = self.forward(*(torch.from_numpy(tensors[name]).to(self.device) for name in self.model.inputs))
+        try:
+            return self._compute(tensors)
+        except Exception:
+            if self.device.type == "cuda":
+                end_where_context_is_lost(self.model.name)
+            raise
+
+    @torch.no_grad()
+    def _compute(self, tensors: Tensors) -> Tensors:
+        result = self.forward(*(torch.from_numpy(tensors[name]).to(self.device) for name in self.model.inputs))
         outputs = [result] if isinstance(result, Tensor) else list(result)
         return {name: each.cpu().numpy() for name, each in zip(self.model.outputs, outputs, strict=True)}
+
+
+def end_where_context_is_lost(name: str) -> None:
+    """End this process where a kernel's error has taken the GPU's context with it, as an illegal address does.
+
+    No call would succeed in it any more, while Triton calls the model ready. Of a process that has ended the probes
+    know, and have Triton begin anew.
+    """
+    try:
+        torch.cuda.synchronize()  # tells of such errors for ever, and of no others
+    except RuntimeError as error:
+        sys.stderr.write(f"{name}: the GPU's context is lost, the process ends: {' '.join(str(error).split())[:300]}\n")
+        sys.stderr.flush()
+        os._exit(1)  # what is raised Triton would answer, and go on
 
 
 def load_module(model: Model, device: torch.device) -> modules.Wrapper:

@@ -232,6 +232,36 @@ def test_a_parameter_that_is_missing_is_named(options: Options, runner: Any) -> 
         runner.load_module(replace(model, parameters=without), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_process_ends_where_an_error_has_taken_the_gpus_context(
+    options: Options, runner: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    """It would answer every call with that error from then on, and be ready all the same."""
+    model = served(runner, options, "text_encoder")
+    inputs = tuple(drawn(runner, options, model, seed=0))
+    model.device = torch.device("cuda")
+
+    def fail(*_inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(model, "_compute", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda: None)
+    monkeypatch.setattr("os._exit", end)
+    if lost:
+        with pytest.raises(SystemExit):
+            answer(model, inputs)
+        expected = (
+            "text_encoder: the GPU's context is lost, the process ends: CUDA error: an illegal memory access was "
+        )
+        assert expected in capfd.readouterr().err
+    else:
+        with pytest.raises(AssertionError, match="illegal memory access"):
+            answer(model, inputs)
+
+
 def test_a_gpus_networks_are_in_half_precision_on_the_first_gpu(on_gpu: Options) -> None:
     gpu = model_config_pb2.ModelInstanceGroup.KIND_GPU
     for name in SDXL:
