@@ -26,6 +26,19 @@ def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "manifest.json"
+    synced: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        assert not file.exists()
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_text())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_json(file, {"a": 1})
+    assert synced == [file.read_text()]
+
+
 def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
     link, pipe = tmp_path / "link.json", tmp_path / "pipe"
     link.symlink_to(tmp_path / "file.json")
