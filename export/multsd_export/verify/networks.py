@@ -36,7 +36,7 @@ Tensors = Mapping[str, Array]  # name -> (B, ...)
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedNetwork:
     """A network, what it computes in torch, and the server that it is held to."""
 
     network: Network
@@ -69,7 +69,7 @@ class Served:
         return {name: each.numpy() for name, each in zip(self.network.outputs, tensors, strict=True)}
 
 
-def verify_network(served: Served, batches: Sequence[Tensors]) -> tuple[list[Check], list[Speed]]:
+def verify_network(served: ServedNetwork, batches: Sequence[Tensors]) -> tuple[list[Check], list[Speed]]:
     """Every check of one network.
 
     Args:
@@ -121,7 +121,7 @@ def slice_rows(inputs: Tensors, first: int, end: int) -> Tensors:
     return {name: array[first:end] for name, array in inputs.items()}
 
 
-def _answered(served: Served, name: str, check: Callable[[], Check]) -> Check:
+def _answered(served: ServedNetwork, name: str, check: Callable[[], Check]) -> Check:
     """The check, failed where the server answers with an error or torch has no room."""
     try:
         return check()
@@ -129,11 +129,11 @@ def _answered(served: Served, name: str, check: Callable[[], Check]) -> Check:
         return Check(served.subject, name, False, str(error))
 
 
-def _sizes(served: Served) -> range:
+def _sizes(served: ServedNetwork) -> range:
     return range(1, served.max_batch_size + 1)
 
 
-def _against_torch(served: Served, batches: Sequence[Tensors]) -> Check:
+def _against_torch(served: ServedNetwork, batches: Sequence[Tensors]) -> Check:
     errors = dict(_errors(served, batches))
     worst = max(errors, key=lambda key: errors[key])
     limit = RELATIVE_LIMITS[served.network.precision]
@@ -146,7 +146,7 @@ def _against_torch(served: Served, batches: Sequence[Tensors]) -> Check:
     )
 
 
-def _errors(served: Served, batches: Sequence[Tensors]) -> Iterator[tuple[str, float]]:
+def _errors(served: ServedNetwork, batches: Sequence[Tensors]) -> Iterator[tuple[str, float]]:
     """The relative error of every output at every batch size; torch computes each row once."""
     for rows in batches:
         expected = served.expect(rows)
@@ -157,7 +157,7 @@ def _errors(served: Served, batches: Sequence[Tensors]) -> Iterator[tuple[str, f
                 yield f"{name} of shape {shape}", relative_error(answer[name], expected[name][:size])
 
 
-def _identical_rows(served: Served, rows: Tensors) -> Check:
+def _identical_rows(served: ServedNetwork, rows: Tensors) -> Check:
     """The first row in every place of every batch size."""
     worst, size_of_worst = 0.0, 2
     for size in range(2, served.max_batch_size + 1):
@@ -171,7 +171,7 @@ def _identical_rows(served: Served, rows: Tensors) -> Check:
     return Check(served.subject, IDENTICAL_ROWS, worst <= limit, f"{found}, limit {limit:g}", worst)
 
 
-def _consistent(served: Served, batches: Sequence[Tensors]) -> Check:
+def _consistent(served: ServedNetwork, batches: Sequence[Tensors]) -> Check:
     """A, then B of the same shape, then A again, and A once more after everything else: the same bits for A alone.
 
     A CUDA graph belongs to one batch size, so where there may be any every size is asked.
@@ -199,7 +199,7 @@ def _equal(one: Tensors, other: Tensors) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def _speed(served: Served, rows: Tensors) -> Speed:
+def _speed(served: ServedNetwork, rows: Tensors) -> Speed:
     """Medians of the same calls, so that a part is never longer than the whole."""
     calls = [_timed(served, rows) for _ in range(TIMED_CALLS)]
     told = [(seconds, of_server) for seconds, of_server in calls if of_server is not None]
@@ -213,7 +213,7 @@ def _speed(served: Served, rows: Tensors) -> Speed:
     )
 
 
-def _timed(served: Served, rows: Tensors) -> tuple[float, float | None]:
+def _timed(served: ServedNetwork, rows: Tensors) -> tuple[float, float | None]:
     """Seconds of one call, and of it the network's own where the server tells them for this call alone."""
     before = _compute_time(served)
     started = time.perf_counter()
@@ -225,7 +225,7 @@ def _timed(served: Served, rows: Tensors) -> tuple[float, float | None]:
     return seconds, after[1] - before[1]
 
 
-def _compute_time(served: Served) -> tuple[int, float] | None:
+def _compute_time(served: ServedNetwork) -> tuple[int, float] | None:
     try:
         return served.server.compute_time(served.network.name)
     except ServerError:

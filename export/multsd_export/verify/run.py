@@ -17,7 +17,7 @@ from multsd_export.errors import EngineError, ExportError, ServerError
 from multsd_export.manifest import composed_manifest, files_intact
 from multsd_export.networks import Network, networks_of
 from multsd_export.profiles import CUDA_GRAPHS, Device, Precision, ProfileName
-from multsd_export.verify.networks import Served, network_batches, verify_network
+from multsd_export.verify.networks import ServedNetwork, network_batches, verify_network
 from multsd_export.verify.picture import MODEL, TorchNetworks, verify_graphs_picture, verify_picture
 from multsd_export.verify.reference import Reference, choose_device
 from multsd_export.verify.report import Check, Report
@@ -112,7 +112,7 @@ def _verify_network(session: Session, network: Network) -> None:
         graphs, every_size = _cuda_graphs(server, network.name)
         if server is not session.servers[0] and not graphs:
             continue  # a VAE is the same on both
-        served = Served(network, session.reference, server, config.max_batch_size, graphs, every_size)
+        served = ServedNetwork(network, session.reference, server, config.max_batch_size, graphs, every_size)
         checks, speeds = verify_network(served, batches)
         session.report.checks += checks
         session.report.speeds += speeds

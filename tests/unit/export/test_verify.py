@@ -27,7 +27,7 @@ from multsd_export.modules import Wrapper
 from multsd_export.networks import Network, networks_of
 from multsd_export.profiles import Device, Precision
 from multsd_export.verify import networks, run
-from multsd_export.verify.networks import Served, network_batches, verify_network
+from multsd_export.verify.networks import ServedNetwork, network_batches, verify_network
 from multsd_export.verify.picture import psnr, verify_graphs_picture
 from multsd_export.verify.reference import ACTIVATION_BYTES, Reference, choose_device
 from multsd_export.verify.report import Check, Report, Speed
@@ -124,7 +124,7 @@ REFERENCE = Reference([NETWORK], torch.device("cpu"))
 
 def failures(server: Server) -> set[str]:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    checks, speeds = verify_network(Served(NETWORK, REFERENCE, server, BATCH), [rows])
+    checks, speeds = verify_network(ServedNetwork(NETWORK, REFERENCE, server, BATCH), [rows])
     assert [speed.batch_size for speed in speeds] == ([] if isinstance(server, Down) else [1, 2, 3, 4])
     return {check.name for check in checks if check.passed is False}
 
@@ -166,7 +166,7 @@ class ForgetsTheFirst(DoublingServer):
 
 def consistency(server: Server, *, every_size: bool) -> Check:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(NETWORK, REFERENCE, server, BATCH, every_size=every_size)
+    served = ServedNetwork(NETWORK, REFERENCE, server, BATCH, every_size=every_size)
     (check,) = (each for each in verify_network(served, [rows])[0] if each.name == CONSISTENT)
     return check
 
@@ -214,7 +214,7 @@ def test_a_server_whose_configuration_is_closed_is_not_known_to_have_any() -> No
 
 def test_a_is_asked_once_more_after_everything_else() -> None:
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(NETWORK, REFERENCE, ForgetsTheFirst(), BATCH)
+    served = ServedNetwork(NETWORK, REFERENCE, ForgetsTheFirst(), BATCH)
     check = networks._consistent(served, [rows])
     assert (check.passed, check.detail) == (False, "A's last answer differs (batch of 1)")
 
@@ -365,7 +365,7 @@ class ClosedStatistics(DoublingServer):
 
 def speed(server: Server) -> Speed:
     rows = {"sample": np.ones((1, 3), np.float32)}
-    return networks._speed(Served(NETWORK, REFERENCE, server, BATCH), rows)
+    return networks._speed(ServedNetwork(NETWORK, REFERENCE, server, BATCH), rows)
 
 
 @pytest.mark.parametrize("server", [SlowOnce(), ToldLate()], ids=lambda value: type(value).__name__)
@@ -457,7 +457,7 @@ class Full(Wrapper):
 def test_a_device_without_room_fails_the_comparison_in_plain_words() -> None:
     full = replace(NETWORK, load=lambda _dtype: Full())
     rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
-    served = Served(full, Reference([full], torch.device("cpu")), DoublingServer(), BATCH)
+    served = ServedNetwork(full, Reference([full], torch.device("cpu")), DoublingServer(), BATCH)
     checks, _ = verify_network(served, [rows])
     assert {check.name: check.detail for check in checks if not check.passed} == {
         TORCH: "torch has too little memory on cpu for network."
