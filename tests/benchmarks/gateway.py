@@ -9,7 +9,6 @@ too, with naps that end too late; `chrt -r 10 make bench-gateway` (as root) puts
 """
 
 import asyncio
-import gc
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -128,8 +127,6 @@ def main() -> None:
     """Run, print the table, write build/bench/gateway.json."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     folder = RESULTS / "gateway"
-    gc.collect()
-    gc.freeze()  # else a collection of all that the benchmarks import takes 0.3 s of whoever is measured then
     late = late_naps()
     with running_stand_in(folder, seconds=MODEL_SECONDS) as triton, running_gateway(folder, triton.grpc) as (_, url):
         straight = asyncio.run(direct(triton.grpc))
