@@ -22,11 +22,12 @@ from tests.integration.conftest import REPOSITORY, ROOT, running_triton, stack_s
 from tests.integration.requests_and_pictures import request_body
 from tests.integration.test_supervision import gateway_apart, ready_again
 
+FAILING = 2  # seconds after which a UNet that fails every call is given up
 SILENCE = 6  # seconds after which a network counts as hung; a call takes less than one
 
 
 HANGING_MODEL = '''
-"""The network as it was, except that it does not return for as long as there is a file `hang` in its folder."""
+"""The network as it was, but it does not return while there is a file `hang` in its folder, and fails with `fail`."""
 import time
 from pathlib import Path
 
@@ -37,12 +38,14 @@ class TritonPythonModel(runner.TritonPythonModel):
     def execute(self, requests):
         while Path(__file__).with_name("hang").exists():
             time.sleep(0.02)
+        if Path(__file__).with_name("fail").exists():
+            raise RuntimeError("an illegal memory access was encountered")
         return super().execute(requests)
 '''
 
 
 def composed(folder: Path, **parameters: str) -> Path:
-    """The suite's repository with other parameters of the orchestrator, and networks that can be made to hang."""
+    """The suite's repository with other parameters, and networks that can be made to hang or to fail."""
     repository = Path(shutil.copytree(REPOSITORY, folder / "repository"))
     for network in ("unet", "vae_decoder"):
         version = repository / network / "1"
@@ -83,7 +86,8 @@ class Served:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Served]:
-    settings, gateway_settings = stack_settings(folder, composed(folder, network_seconds=str(SILENCE)))
+    repository = composed(folder, network_seconds=str(SILENCE), failing_seconds=str(FAILING))
+    settings, gateway_settings = stack_settings(folder, repository)
     with (
         running_triton(settings, folder / "triton.log") as server,
         gateway_apart(settings, gateway_settings, folder / "gateway.log") as gateway,
@@ -192,3 +196,21 @@ def test_a_model_that_dies_under_requests_ends_them_soon_and_the_health_check_en
         if served.triton.ended() is None:
             assert ask_guard(served, tmp_path)
         served.triton.process.wait(timeout=10)
+
+
+def test_a_unet_that_fails_every_call_ends_the_orchestrator_for_which_the_health_check_ends_its_server(
+    tmp_path: Path,
+) -> None:
+    """As a GPU whose context is lost does, while Triton calls itself ready."""
+    with serving(tmp_path) as served:
+        assert ask_guard(served, tmp_path) == ""
+        (served.repository / "unet" / "1" / "fail").touch()
+        reply = served.gateway.post("/multsd", json=request_body())
+        assert reply.status_code == 500
+        assert "unet: " in reply.json()["message"]
+        ends = time.monotonic() + 30
+        while "multidiffusion (0 of 1)" not in (told := ask_guard(served, tmp_path)) and served.triton.ended() is None:
+            assert time.monotonic() < ends, told
+            time.sleep(0.2)
+        served.triton.process.wait(timeout=10)
+        assert "every call of the UNet fails, the process ends" in (tmp_path / "triton.log").read_text()

@@ -313,3 +313,11 @@ def pad(rows: UNetRows, size: int) -> UNetRows:
     last = torch.arange(size).clamp(max=len(rows) - 1)
     tensors = {name: tensor[last] for name, tensor in vars(rows).items() if isinstance(tensor, Tensor)}
     return UNetRows(first=rows.first, **tensors)
+
+
+def zeros(rows: UNetRows, size: int) -> UNetRows:
+    """So many rows of the same shapes that ask for nothing."""
+    tensors = {
+        name: torch.zeros_like(tensor[:size]) for name, tensor in vars(rows).items() if isinstance(tensor, Tensor)
+    }
+    return UNetRows(first=0, **tensors)

@@ -6,6 +6,8 @@ The only module that knows Triton. The networks are called through BLS.
 import asyncio
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +22,7 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
 from admission import Admission, Pace, Place
-from batching import UNetBatcher, pad
+from batching import UNetBatcher, pad, zeros
 from checkpoint import TextEncoder
 from checkpoint_files import load_checkpoint
 from embedding_cache import EmbeddingCache
@@ -33,6 +35,7 @@ from errors import (
     OverloadedError,
     SilentNetworkError,
 )
+from failure_watch import FailureWatch
 from metrics import Metrics
 from network_calls import NetworkCalls
 from parameters import Limits, Parameters, most_rows, parse_parameters
@@ -84,6 +87,9 @@ class TritonPythonModel:
                 # One by one where each call has to have a fixed size, else Triton's batcher joins them.
                 **{each.model: 1 if self.deterministic else MOST_CALLS for each in self.checkpoint.text_encoders},
             },
+        )
+        self.failures = FailureWatch(
+            seconds=float(config["parameters"]["failing_seconds"]["string_value"]), give_up=end_process
         )
         self.aside = Aside()
         self.metrics = Metrics(make_family, self.aside.call)
@@ -206,20 +212,31 @@ class TritonPythonModel:
 
     async def _call_unet(self, rows: UNetRows) -> Tensor:
         sent = pad(rows, self.checkpoint.unet_max_batch_size) if self.deterministic else rows
-        inputs = {
-            "sample": sent.sample,
-            "timestep": sent.timestep[:, None],
-            "encoder_hidden_states": sent.encoder_hidden_states,
-            "text_embeds": sent.text_embeds,
-            "time_ids": sent.time_ids,
-        }
-        taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
         started = time.monotonic()
-        prediction = (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
+        try:
+            prediction = await self._ask_unet(sent)
+        except SilentNetworkError:
+            raise
+        except NetworkError:
+            nothing = zeros(sent, len(sent) if self.deterministic else 1)
+            self.failures.failed(lambda: self._ask_unet(nothing))
+            raise
+        self.failures.answered()
         padded = len(sent) - len(rows)
         self.pace.answered(len(rows), sent=started, padded=padded)
         self.metrics.count_call(len(rows), padded=padded)
         return prediction[: len(rows)]
+
+    async def _ask_unet(self, rows: UNetRows) -> Tensor:
+        inputs = {
+            "sample": rows.sample,
+            "timestep": rows.timestep[:, None],
+            "encoder_hidden_states": rows.encoder_hidden_states,
+            "text_embeds": rows.text_embeds,
+            "time_ids": rows.time_ids,
+        }
+        taken = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
+        return (await self.calls.call("unet", ["out_sample"], taken))["out_sample"]
 
     async def encode(
         self, encoder: TextEncoder, input_ids: npt.NDArray[np.int32], request_id: str
@@ -334,6 +351,16 @@ class Calls:
             return await self._networks[model].call(lambda: call_model(model, outputs, inputs, request_id))
         except TimeoutError:
             raise silence(model, self._seconds) from None
+
+
+def end_process(error: NetworkError) -> None:
+    """End this process: no picture can be painted any more, while Triton calls itself ready.
+
+    Of a process that has ended the probes know, and have Triton begin anew; a gateway gives its requests to others.
+    """
+    sys.stderr.write(f"multidiffusion: every call of the UNet fails, the process ends: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)  # what is raised Triton would answer, and go on
 
 
 def silence(model: str, seconds: float, reason: str = "") -> SilentNetworkError:

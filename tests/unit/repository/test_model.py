@@ -11,6 +11,7 @@ import pytest
 
 from errors import CancelledRequestError, DeadlineError
 from multsd_gateway.settings import Settings
+from tests.jumping import JumpingLoop
 from tests.unit.repository.orchestrator import (
     Array,
     Code,
@@ -251,6 +252,55 @@ def test_a_decoder_that_hangs_ends_none_that_wait_for_the_unet() -> None:
             assert second.answer == "picture"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("deterministic", "rows"), [("false", 1), ("true", 16)])
+def test_a_unet_that_fails_every_call_ends_the_process(
+    deterministic: str, rows: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked for rows of zeros, of the one size where calls have one."""
+    asked: list[Array] = []
+
+    async def broken(inputs: Mapping[str, Array]) -> Array:
+        asked.append(inputs["sample"])
+        raise TritonError("an illegal memory access was encountered")
+
+    async def scenario() -> None:
+        with serving(failing_seconds=3, deterministic=deterministic) as (model, _, triton):
+            triton.networks["unet"] = broken
+            request, ended = Request(), asyncio.get_running_loop().create_future()
+            monkeypatch.setattr("os._exit", ended.set_result)
+            await model.execute([request])
+            assert request.answer == "INTERNAL: unet: an illegal memory access was encountered"
+            assert await asyncio.wait_for(ended, SOON) == 1
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(scenario())
+    checks = asked[1:]
+    assert len(checks) >= 3
+    assert {len(each) for each in checks} == {rows}
+    assert not np.any(checks)
+    assert "every call of the UNet fails, the process ends: unet: an illegal memory access" in capfd.readouterr().err
+
+
+def test_a_unet_that_fails_for_what_it_was_asked_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def picky(inputs: Mapping[str, Array]) -> Array:
+        if inputs["sample"].any():
+            raise TritonError("out of memory")
+        return await unet(inputs)
+
+    async def scenario() -> None:
+        with serving(failing_seconds=3) as (model, _, triton):
+            triton.networks["unet"] = picky
+            monkeypatch.setattr("os._exit", lambda _: pytest.fail("ended"))
+            for _ in range(4):
+                request = Request()
+                await model.execute([request])
+                assert request.answer == "INTERNAL: unet: out of memory"
+                await asyncio.sleep(2)
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(scenario())
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.INTERNAL])  # Triton before 25.01 loses the first
