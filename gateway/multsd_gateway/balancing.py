@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,13 @@ from itertools import count
 
 from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.tensors import ModelRequest, Picture, Update, is_work
-from multsd_gateway.errors import GatewayError, ModelUnavailableError
+from multsd_gateway.errors import GatewayError, ModelFailedError, ModelUnavailableError
 from multsd_gateway.inference import UNKNOWN, ModelDescription, OnProgress, Painter, needed
 
 log = logging.getLogger(__name__)
+
+FAILURES = 3  # of an endpoint, one after the other, after which requests rather go to others
+AVOIDED_SECONDS = 10.0  # after each further one
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +30,18 @@ class Endpoint:
     ready: bool = True
     in_flight: int = 0
     turn: int = field(default=-1, repr=False)
+    failures: int = 0  # since its last picture
+    avoided_until: float = field(default=-math.inf, repr=False)  # by the event loop's clock
+
+    def painted(self) -> None:
+        """It has painted a picture."""
+        self.failures, self.avoided_until = 0, -math.inf
+
+    def failed(self, now: float) -> None:
+        """Its model has failed on a request that was valid."""
+        self.failures += 1
+        if self.failures >= FAILURES:
+            self.avoided_until = now + AVOIDED_SECONDS
 
 
 class BalancedPainter:
@@ -33,6 +49,10 @@ class BalancedPainter:
 
     A request that fails because its Triton is away or full is given to another, until work on it was told of. One that
     is known to be away is no such other while any is ready: trying it costs time, and ends in an error that tells less.
+
+    A Triton whose GPU is broken calls itself ready and fails every request at once, so that it is always the least
+    busy. One on which the model failed gives the request to one other, once, for it may be the request's own fault; and
+    where it fails again and again the others come first.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], *, models: Sequence[str], probe_seconds: float) -> None:
@@ -46,6 +66,7 @@ class BalancedPainter:
         self.start()
         tried: list[Endpoint] = []
         errors: list[ModelUnavailableError] = []
+        failure: ModelFailedError | None = None
         answered, clock = False, asyncio.get_running_loop().time
         began = clock()
 
@@ -59,19 +80,27 @@ class BalancedPainter:
             tried.append(endpoint)
             endpoint.in_flight += 1
             try:
-                return await endpoint.painter.paint(
+                picture = await endpoint.painter.paint(
                     _later(request, clock() - began),
                     request_id=request_id,
                     on_progress=relay if on_progress is not None else None,
                 )
+                endpoint.painted()
+                return picture
             except ModelUnavailableError as error:
                 if answered:
                     raise
                 log.warning("Triton %s: %s; trying another if one is left", endpoint.url, error)
                 errors.append(error)
+            except ModelFailedError as error:
+                endpoint.failed(clock())
+                if answered or failure is not None:
+                    raise
+                log.warning("Triton %s: %s; trying another if one is left", endpoint.url, error)
+                failure = error
             finally:
                 endpoint.in_flight -= 1
-        raise _most_telling(errors)
+        raise failure or _most_telling(errors)
 
     async def missing(self, models: Sequence[str]) -> list[str]:
         self.start()
@@ -119,8 +148,8 @@ class BalancedPainter:
     def _choose(self, tried: Sequence[Endpoint], request: ModelRequest) -> Endpoint | None:
         """The least busy that is ready, in turn; where none is, any may be back sooner than its next probe.
 
-        Before all, one whose own limits are not below the request. None where each of those was tried: another would
-        refuse for good what one of them takes later.
+        Those that fail again and again come last. Before all, one whose own limits are not below the request. None
+        where each of those was tried: another would refuse for good what one of them takes later.
         """
         ready = [each for each in self.endpoints if each.ready]
         left = [each for each in ready or self.endpoints if each not in tried]
@@ -129,7 +158,8 @@ class BalancedPainter:
         able = [each for each in left if _able(each, request)]
         if not able and any(_able(each, request) for each in tried):
             return None
-        chosen = min(able or left, key=lambda each: (each.in_flight, each.turn))
+        now = asyncio.get_running_loop().time()
+        chosen = min(able or left, key=lambda each: (each.avoided_until > now, each.in_flight, each.turn))
         chosen.turn = next(self._turns)
         return chosen
 

@@ -1,4 +1,4 @@
-"""Two Tritons behind one gateway, while one is killed, one hangs, and both restart: `make bench-tritons`.
+"""Two Tritons behind one gateway, while one is killed, hangs or breaks, and both restart: `make bench-tritons`.
 
 Real Tritons with a stand-in model that takes a fixed time, and the gateway with its defaults. Clients ask POST /multsd,
 each again as soon as it is answered. Failed is whatever is not a picture.

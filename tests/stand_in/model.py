@@ -1,15 +1,20 @@
 """A `multidiffusion` that takes a fixed time: the public contract, and no networks behind it.
 
 Paints grey with the seed in every pixel's red. Runs inside the real Triton, in place of the orchestrator.
+While there is a file `fail` beside it, it fails every request at once, as on a GPU whose context is lost, and adds a
+byte to the file.
 """
 
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+FAIL = Path(__file__).with_name("fail")
 
 
 class TritonPythonModel:
@@ -25,6 +30,12 @@ class TritonPythonModel:
 
     async def _answer(self, request: Any) -> None:
         sender = request.get_response_sender()
+        if FAIL.exists():
+            with FAIL.open("ab") as file:
+                file.write(b".")
+            error = pb_utils.TritonError("unet: an illegal memory access was encountered")
+            sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return
         steps = int(scalar(request, "num_inference_steps", 50))
         end = time.monotonic() + self.seconds
         for step in range(1, steps + 1) if scalar(request, "progress", False) else ():

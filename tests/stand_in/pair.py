@@ -122,6 +122,21 @@ def one_hangs(pair: Pair) -> float:
     return seconds
 
 
+def one_is_broken(pair: Pair) -> float:
+    """One fails every request at once, calls itself ready, and is mended when it gets no more of them."""
+    _, victim = pair.tritons
+    pair.wait_until_at_work(victim)
+    began, last, known = time.monotonic(), time.monotonic(), 0
+    with victim.broken() as failures:
+        wait_for(lambda: failures.stat().st_size > 0)
+        while time.monotonic() < last + 1:
+            if known < (known := failures.stat().st_size):
+                last = time.monotonic()
+            time.sleep(0.02)
+    pair.wait_until_at_work(victim)
+    return last - began
+
+
 def both_restart_in_turn(pair: Pair) -> float:
     """Each is asked to end, finishes what it holds, and is started again; the second when the first takes load."""
     seconds = []
@@ -143,6 +158,7 @@ EVENTS: Mapping[str, Callable[[Pair], float]] = {
     "nothing": nothing_happens,
     "one is killed, and started again": one_is_killed,
     "one hangs (SIGSTOP), and goes on": one_hangs,
+    "one fails every request, and is mended": one_is_broken,
     "both restart, one after the other": both_restart_in_turn,
 }
 

@@ -48,6 +48,16 @@ class StandIn:
         """Ask it to end, which it does when its requests are done, and wait for it."""
         self.triton.stop(20)
 
+    @contextmanager
+    def broken(self) -> Iterator[Path]:
+        """Have it fail every request at once for as long as the body runs. The file has a byte for each of them."""
+        file = self.folder / "repository" / "multidiffusion" / "1" / "fail"
+        file.touch()
+        try:
+            yield file
+        finally:
+            file.unlink()
+
     def kill(self) -> None:
         """End it at once, with all processes of it."""
         os.killpg(self.triton.process.pid, signal.SIGKILL)

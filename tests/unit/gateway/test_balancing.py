@@ -12,7 +12,7 @@ import pytest
 
 from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.tensors import ModelRequest, Picture, Progress, Queued, Update
-from multsd_gateway.balancing import BalancedPainter, Endpoint
+from multsd_gateway.balancing import AVOIDED_SECONDS, FAILURES, BalancedPainter, Endpoint
 from multsd_gateway.errors import InvalidRequestError, ModelFailedError, ModelUnavailableError
 from multsd_gateway.inference import ModelDescription, OnProgress
 from multsd_gateway.limits import narrowed
@@ -20,6 +20,7 @@ from tests.jumping import JumpingLoop
 from tests.unit.gateway.fakes import FakePainter, settings
 
 REQUEST = ModelRequest(prompts=("a",), height=2, width=3, num_inference_steps=2)
+FAILED = ModelFailedError("unet: an illegal memory access was encountered")
 FULL, AWAY = ModelUnavailableError("queue full", retry_after=9), ModelUnavailableError("connection refused")
 
 
@@ -104,16 +105,81 @@ def test_one_that_only_waited_may_wait_elsewhere() -> None:
     assert told == [Queued(3), Progress(1, 2), Progress(2, 2)]
 
 
-@pytest.mark.parametrize("error", [InvalidRequestError([]), ModelFailedError("out of memory")])
-def test_what_another_would_not_do_better_is_not_tried_again(error: Exception) -> None:
-    fakes = [FakePainter(error=error), FakePainter()]
+def test_what_another_would_not_do_better_is_not_tried_again() -> None:
+    fakes = [FakePainter(error=InvalidRequestError([])), FakePainter()]
 
     async def use(painter: BalancedPainter) -> None:
-        with pytest.raises(type(error)):
+        with pytest.raises(InvalidRequestError):
             await _paint(painter)
 
     _with(fakes, use)
     assert fakes[1].requests == []
+
+
+def test_what_a_model_failed_on_one_other_may_try() -> None:
+    fakes = [FakePainter(error=FAILED), FakePainter()]
+
+    _with(fakes, _paint)
+    assert [len(fake.requests) for fake in fakes] == [1, 1]
+
+
+def test_what_fails_everywhere_is_tried_twice() -> None:
+    fakes = [FakePainter(error=FAILED) for _ in range(3)]
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(ModelFailedError):
+            await _paint(painter)
+
+    _with(fakes, use)
+    assert [len(fake.requests) for fake in fakes] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("others", [[], [FULL]])
+def test_a_failure_that_no_other_mends_is_told(others: list[Exception]) -> None:
+    fakes = [FakePainter(error=FAILED), *(FakePainter(error=error) for error in others)]
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(ModelFailedError, match="illegal memory access"):
+            await _paint(painter)
+
+    _with(fakes, use)
+
+
+def test_after_an_answer_a_failure_is_told() -> None:
+    fakes = [FakePainter(error=FAILED, updates=(Progress(1, 2),)), FakePainter()]
+
+    async def use(painter: BalancedPainter) -> None:
+        with pytest.raises(ModelFailedError):
+            await _paint(painter, [])
+
+    _with(fakes, use)
+    assert fakes[1].requests == []
+
+
+def test_one_that_fails_again_and_again_comes_last_until_it_paints() -> None:
+    """It is always the least busy: it fails at once."""
+    broken, good = FakePainter(error=FAILED), FakePainter()
+
+    async def scenario() -> None:
+        painter = BalancedPainter(
+            [Endpoint("broken", broken), Endpoint("good", good)], models=["multidiffusion"], probe_seconds=60
+        )
+        for _ in range(20):
+            await _paint(painter)
+        assert len(broken.requests) == FAILURES
+        await asyncio.sleep(AVOIDED_SECONDS + 1)
+        for _ in range(4):
+            await _paint(painter)
+        assert len(broken.requests) == FAILURES + 1, "one more is enough to avoid it again"
+        await asyncio.sleep(AVOIDED_SECONDS + 1)
+        broken.error = None
+        for _ in range(4):
+            await _paint(painter)
+        assert len(broken.requests) == FAILURES + 3, "it takes its turns again"
+        await painter.close()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(scenario())
 
 
 def test_when_all_are_away_each_is_tried_once() -> None:
