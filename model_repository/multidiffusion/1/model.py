@@ -156,7 +156,7 @@ class TritonPythonModel:
             self.admission.place(rows, progress.queued, progress.look) as place,
         ):
             progress.check()  # it may have waited long
-            picture = await self._paint(request.request_id(), parameters, progress, place, arrived)
+            picture = await self._paint(beside_tensors(request.request_id), parameters, progress, place, arrived)
             return picture_response(picture, wanted)
 
     def _read(self, request: Any) -> Parameters:
@@ -429,6 +429,14 @@ def input_array(request: Any, field: str) -> npt.NDArray[Any] | None:
     return None if tensor is None else tensor.as_numpy()
 
 
+def beside_tensors(read: Callable[[], str]) -> str:
+    """A request's id or parameters; "" where they are no UTF-8, which Triton's HTTP endpoint lets through."""
+    try:
+        return read()
+    except UnicodeDecodeError:
+        return ""
+
+
 class Progress:
     """What a request's caller is told before the end, and whether there is still anybody to tell."""
 
@@ -512,9 +520,10 @@ def to_triton_error(error: Exception, request: Any) -> Any:
     elif type(error) in CODES:
         code = getattr(pb_utils.TritonError, CODES[type(error)])
     else:
-        pb_utils.Logger.log_error(f"request {request.request_id() or '-'}: {type(error).__name__}: {error}")
+        request_id = beside_tensors(request.request_id) or "-"
+        pb_utils.Logger.log_error(f"request {request_id}: {type(error).__name__}: {error}")
         if not isinstance(error, NotFiniteError):
             message = f"internal error ({type(error).__name__})"
-    if json.loads(request.parameters() or "{}").get("name_error_codes"):
+    if json.loads(beside_tensors(request.parameters) or "{}").get("name_error_codes"):
         message = f"{name or code.name}: {message}"
     return pb_utils.TritonError(message, code)

@@ -24,13 +24,21 @@ def forward(request: Any) -> Any:
         model_name="multidiffusion",
         requested_output_names=list(request.requested_output_names()),
         inputs=request.inputs(),
-        request_id=request.request_id(),
+        request_id=request_id(request),
         parameters={"name_error_codes": True},
     )
     answers = [answer for answer in call.exec(decoupled=True) if answer.has_error() or answer.output_tensors()]
     if answers[-1].has_error():
         return pb_utils.InferenceResponse(error=named_error(answers[-1].error().message()))
     return pb_utils.InferenceResponse(answers[-1].output_tensors())
+
+
+def request_id(request: Any) -> str:
+    """A request's id; "" where it is no UTF-8, which Triton's HTTP endpoint lets through."""
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError:
+        return ""
 
 
 def named_error(message: str) -> Any:

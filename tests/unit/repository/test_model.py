@@ -70,6 +70,26 @@ def test_a_request_is_painted_and_told_its_steps() -> None:
     asyncio.run(scenario())
 
 
+def no_utf8() -> str:
+    """As Triton's Python backend reads what an HTTP client sent."""
+    return b"\xff".decode()
+
+
+def test_a_request_whose_id_and_parameters_are_no_utf8_is_answered_all_the_same() -> None:
+    """An error in telling the error would leave its client without any answer."""
+
+    async def scenario() -> None:
+        with serving() as (model, _, triton):
+            for height, answer in (64, "picture"), (1, "height: expected 64 to 65536, found 1"):
+                request = Request(height=height)
+                request.request_id = request.parameters = no_utf8  # type: ignore[method-assign]
+                await model.execute([request])
+                assert request.answer == answer
+            assert not triton.log
+
+    asyncio.run(scenario())
+
+
 def test_a_unet_call_that_was_slow_refuses_no_deadline_that_can_be_met() -> None:
     async def scenario() -> None:
         with serving() as (model, _, _triton):

@@ -11,7 +11,7 @@ from tests.unit.repository.orchestrator import FILE, Code, FakeTriton, Response,
 
 UNARY = FILE.parents[2] / "multidiffusion_unary" / "1" / "model.py"
 
-Forward = Callable[[list["Answer"]], Any]
+Forward = Callable[..., Any]  # list[Answer], request_id -> Response
 
 
 class Answer(Response):
@@ -30,8 +30,11 @@ class Request:
     def inputs(self) -> list[Tensor]:
         return []
 
+    def __init__(self, request_id: bytes = b"test") -> None:
+        self._id = request_id
+
     def request_id(self) -> str:
-        return "test"
+        return self._id.decode()
 
 
 @pytest.fixture
@@ -54,9 +57,9 @@ def forward() -> Iterator[Forward]:
         patch.setitem(sys.modules, "triton_python_backend_utils", triton)
         module = import_file(UNARY)
 
-        def ask(given: list[Answer]) -> Any:
+        def ask(given: list[Answer], request_id: bytes = b"test") -> Any:
             answers[:] = given
-            (response,) = module.TritonPythonModel().execute([Request()])
+            (response,) = module.TritonPythonModel().execute([Request(request_id)])
             return response
 
         yield ask
@@ -84,3 +87,8 @@ def test_a_picture_is_passed_on_and_empty_responses_are_not(forward: Forward) ->
     response = forward([Answer([image]), Answer()])
     assert not response.has_error()
     assert response.output_tensors() == [image]
+
+
+def test_a_request_whose_id_is_no_utf8_is_passed_on_without(forward: Forward) -> None:
+    image = Tensor("image", np.zeros((64, 64, 3), np.uint8))
+    assert not forward([Answer([image])], request_id=b"\xff").has_error()
