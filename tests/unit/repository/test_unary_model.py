@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from tests.unit.repository.orchestrator import FILE, Code, FakeTriton, Response, Tensor, TritonError, import_file
 
@@ -92,3 +94,11 @@ def test_a_picture_is_passed_on_and_empty_responses_are_not(forward: Forward) ->
 def test_a_request_whose_id_is_no_utf8_is_passed_on_without(forward: Forward) -> None:
     image = Tensor("image", np.zeros((64, 64, 3), np.uint8))
     assert not forward([Answer([image])], request_id=b"\xff").has_error()
+
+
+def test_a_client_can_bound_its_wait_for_an_instance() -> None:
+    """`deadline_s` begins only after it. Triton heeds a request's `timeout` below the default, which is 0 by itself."""
+    config = text_format.Parse((UNARY.parents[1] / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    policy = config.dynamic_batching.default_queue_policy
+    assert policy.allow_timeout_override
+    assert policy.default_timeout_microseconds > 1e6 * 33 * 60  # a minute for each that may wait before it
