@@ -150,7 +150,7 @@ def _deadline(arrays: Arrays) -> float:
     """Infinite where none was set."""
     seconds = float(_scalar(arrays, "deadline_s", math.inf))
     if arrays.get("deadline_s") is not None and not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidRequestError("deadline_s", f"expected a number above 0, found {seconds}")
+        raise InvalidRequestError("deadline_s", f"expected a finite number above 0, found {seconds}")
     return seconds
 
 
@@ -169,7 +169,7 @@ def _asked_guidance_scale(arrays: Arrays) -> float:
 def _guidance_warnings(arrays: Arrays, negative_prompt: Sequence[str]) -> Iterator[tuple[str, str]]:
     asked = _asked_guidance_scale(arrays)
     if asked < 1:
-        yield "guidance_scale", f"{asked:g} is painted as 1, without guidance"
+        yield "guidance_scale", f"{asked:.9g} is painted as 1, without guidance"
     if asked <= 1 and any(text.strip() for text in negative_prompt):
         yield "guidance_scale", "without guidance (1 or less) negative prompts have no effect"
 

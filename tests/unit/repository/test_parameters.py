@@ -58,9 +58,9 @@ def request(**changes: npt.NDArray[Any] | None) -> Arrays:
 
 REFUSED: list[tuple[Arrays, str, str]] = [
     ({"preview_every": integer(-1)}, "preview_every", "expected 0 to 100, found -1"),
-    ({"deadline_s": real(0)}, "deadline_s", "expected a number above 0, found 0.0"),
-    ({"deadline_s": real(math.nan)}, "deadline_s", "expected a number above 0, found nan"),
-    ({"deadline_s": real(math.inf)}, "deadline_s", "expected a number above 0, found inf"),
+    ({"deadline_s": real(0)}, "deadline_s", "expected a finite number above 0, found 0.0"),
+    ({"deadline_s": real(math.nan)}, "deadline_s", "expected a finite number above 0, found nan"),
+    ({"deadline_s": real(math.inf)}, "deadline_s", "expected a finite number above 0, found inf"),
     ({"prompt": None}, "prompt", "expected 1 to 4 regions, found 0"),
     ({"prompt": texts()}, "prompt", "expected 1 to 4 regions, found 0"),
     ({"prompt": texts(*[b"sea"] * 5)}, "prompt", "expected 1 to 4 regions, found 5"),
@@ -192,6 +192,7 @@ def test_fault_9_counts_that_differ_name_field_expected_and_found(changes: Array
         (1.0, b" ", ()),
         (1.0, b"blur", (("guidance_scale", "without guidance (1 or less) negative prompts have no effect"),)),
         (0.5, b"", (("guidance_scale", "0.5 is painted as 1, without guidance"),)),
+        (0.9999999, b"", (("guidance_scale", "0.9999999 is painted as 1, without guidance"),)),
         (
             0.0,
             b"blur",
