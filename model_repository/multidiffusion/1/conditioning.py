@@ -1,6 +1,6 @@
 """What a row is conditioned on besides its timestep.
 
-E texts, V views, L tokens, D embedding of all text encoders, P pooled embedding.
+U texts, V views, L tokens, D embedding of all text encoders, Q pooled embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from views import View
 class Conditioning:
     """The texts of a request and, where the UNet takes them, their pooled embeddings and each view's sizes."""
 
-    encoder_hidden_states: Tensor  # (E, L, D)
-    text_embeds: Tensor | None = None  # (E, P)
+    encoder_hidden_states: Tensor  # (U, L, D)
+    text_embeds: Tensor | None = None  # (U, Q)
     time_ids: Tensor | None = None  # (V, 6)
 
 
@@ -26,8 +26,8 @@ def join_encodings(
 ) -> Conditioning:
     """The outputs of every text encoder as the UNet takes them.
 
-    encodings: last_hidden_state (E, L, D) of each encoder, text_embeds (E, P) of those that have it.
-    zeroed: (E) texts whose embeddings are zeros.
+    encodings: last_hidden_state (U, L, D) of each encoder, text_embeds (U, Q) of those that have it.
+    zeroed: (U) texts whose embeddings are zeros.
     """
     kept = ~torch.tensor(zeroed)
     hidden = torch.cat([each["last_hidden_state"] for each in encodings], dim=-1)

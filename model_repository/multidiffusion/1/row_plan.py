@@ -1,6 +1,6 @@
 """The row plan: the smallest set of UNet rows that a step needs.
 
-R regions, V views, N rows, h x w canvas and window x window views in latent cells. A row is one latent input with one
+R regions, V views, h x w canvas and window x window views in latent cells. A row is one latent input with one
 prompt embedding; what two (view, region) pairs would compute from the same input and embedding is one row.
 
 The prediction of a pair is  uncond + guidance * (cond - uncond), and the fused prediction is the mean of the pairs over

@@ -1,7 +1,7 @@
 """The sampling loop of region-based MultiDiffusion: fuse the predictions, step once.
 
 R regions, V views, P colours of the palette, h x w canvas and window x window views in latent cells, B rows of one
-UNet call, L tokens, D embedding, P pooled embedding.
+UNet call, L tokens, D embedding, Q pooled embedding.
 
 Names and the paper's symbols (Bar-Tal et al., ICML 2023, arXiv 2302.08113):
     latents     J_t, the canvas
@@ -40,7 +40,7 @@ class UNetRows:
     sample: Tensor  # (B, 4, window, window), scaled by the scheduler
     timestep: Tensor  # (B) float32
     encoder_hidden_states: Tensor  # (B, L, D)
-    text_embeds: Tensor | None = None  # (B, P)
+    text_embeds: Tensor | None = None  # (B, Q)
     time_ids: Tensor | None = None  # (B, 6)
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class _Portion:
 
     @cached_property
     def text_embeds(self) -> Tensor | None:
-        """(B, P)"""
+        """(B, Q)"""
         given = self._conditioning.text_embeds
         return None if given is None else given[[row.embedding for row in self.rows]]
 
