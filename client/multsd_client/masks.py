@@ -44,7 +44,10 @@ def stretch(mask: Mask, *, width: int, height: int) -> Mask:
     if mask.shape == (height, width):
         return mask
     rows, columns = (_nearest(of, to) for of, to in zip(mask.shape, (height, width), strict=True))
-    return mask[rows].take(columns, axis=1)
+    # The side first that leaves less to hold in between: a mask of one long row would be held as many of them.
+    if height * mask.shape[1] <= mask.shape[0] * width:
+        return mask[rows].take(columns, axis=1)
+    return mask.take(columns, axis=1)[rows]
 
 
 def _nearest(size: int, stretched: int) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -104,6 +105,21 @@ def test_stretching_follows_the_centres_of_pixels_to_the_last_digit(size: int, t
     mask = numbers.astype(np.uint8)
     assert stretch(mask[None, :], width=to, height=1)[0].tolist() == expected
     assert stretch(mask[:, None], width=1, height=to)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 300_000), (300_000, 1)])
+def test_a_long_mask_on_a_long_canvas_is_stretched_in_no_more_memory_than_both(shape: tuple[int, int]) -> None:
+    width, height = (64, 8192) if shape[0] == 1 else (8192, 64)
+    tracemalloc.start()
+    try:
+        stretched = stretch(np.ones(shape, np.uint8), width=width, height=height)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert stretched.shape == (height, width)
+    assert stretched.all()
+    assert peak < 4_000_000
 
 
 def test_masks_are_stacked_at_the_canvas_size_with_a_warning_where_proportions_differ() -> None:
