@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from multsd_client import batch
 from multsd_client.client import AsyncClient
+from multsd_client.display import plain
 from multsd_client.options import (
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
@@ -103,7 +104,7 @@ def _run(client: AsyncClient, jobs: list[batch.Job], *, at_once: int, folder: Pa
             bar.advance(task)
             if "error" in result:
                 failed += 1
-                console.print(f"line {result['line']}: {result['error']}", markup=False)
+                console.print(f"line {result['line']}: {plain(result['error'])}", markup=False)
 
         async def paint() -> None:
             async with client:

@@ -20,7 +20,7 @@ from multsd_client import replay as records
 from multsd_client.arguments import RegionCommand, read_regions
 from multsd_client.batch_command import batch_command
 from multsd_client.client import Client
-from multsd_client.display import limits_lines, progress_bar, show_error, show_result
+from multsd_client.display import limits_lines, plain, progress_bar, show_error, show_result
 from multsd_client.errors import (
     DeadlineExceededError,
     GenerationFailedError,
@@ -172,7 +172,7 @@ def health(
     try:
         with Client(url, timeout=timeout, token=read_token(token_file)) as client:
             if (fault := client.why_not_ready()) is not None:
-                typer.echo(f"{shown(url)}: {fault}")
+                typer.echo(f"{shown(url)}: {plain(fault)}")
                 raise typer.Exit(EXIT_NOT_READY)
             told = client.limits()
     except MultsdError as error:

@@ -65,10 +65,15 @@ def in_blocks(image: NDArray[np.uint8], *, width: int) -> Text:
     return Text("\n").join(rows)
 
 
+def plain(text: object) -> str:
+    """What a service says, as a terminal may show it: what would move its cursor or change its title is spelt out."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in str(text))
+
+
 def show_result(console: Console, result: GenerationResult) -> None:
     """Warnings, then one line with the seed and the time."""
     for warning in result.warnings:
-        console.print(f"[yellow]warning[/] {escape(str(warning))}", soft_wrap=True)
+        console.print(f"[yellow]warning[/] {escape(plain(warning))}", soft_wrap=True)
     seconds = result.timings.get("total", 0.0)
     console.print(f"seed {result.seed}, {seconds:.1f} s, {result.unet_rows} UNet rows", soft_wrap=True)
 
@@ -82,13 +87,13 @@ def limits_lines(told: Mapping[str, Any]) -> list[str]:
         "samplers": ", ".join(told.get("schedulers") or ()),
         "at most": ", ".join(f"{limits[name]:.0f} {unit}" for unit, name in most.items() if name in limits),
     }
-    return [f"{name}: {text}" for name, text in lines.items() if text]
+    return [f"{name}: {plain(text)}" for name, text in lines.items() if text]
 
 
 def show_error(console: Console, error: MultsdError) -> None:
     """Each fault of a refused request, or the one message of another error."""
     notes = error.errors if isinstance(error, InvalidRequestError) else ()
-    for text in map(str, notes or (error,)):
+    for text in map(plain, notes or (error,)):
         console.print(f"[red]error[/] {escape(text)}", soft_wrap=True)
     if error.request_id:
-        console.print(f"request {error.request_id}", soft_wrap=True)
+        console.print(f"request {escape(plain(error.request_id))}", soft_wrap=True)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from multsd_client import AsyncClient, MultsdError, batch, batch_command, cli, pictures, replay
 from multsd_client.arguments import gather
 from multsd_client.client import Client
-from tests.unit.client.fakes import painted, refusal, service
+from tests.unit.client.fakes import RESULT, events, painted, refusal, service
 
 
 class Service:
@@ -387,6 +387,54 @@ def test_health_of_what_tells_nothing_of_readiness_ends_as_other_commands(
 
     assert (result.exit_code, result.stdout) == (code, "")
     assert told in result.stderr
+
+
+# A title, a cleared screen, the eight-bit introducer, text that runs backwards; and the markup of this command's own.
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e[/] [link=http://elsewhere]here[/link]"
+SPELT_OUT = r"\x1b]0;title\x07\x1b[2J\x9b31m\u202e[/] [link=http://elsewhere]here[/link]"
+
+
+def _hostile_replies() -> dict[str, httpx.Response]:
+    refused = {"message": HOSTILE, "errors": [{"field": "width", "message": HOSTILE}]}
+    warned = {**RESULT, "warnings": [{"field": HOSTILE, "message": "no"}]}
+    return {
+        "errors": httpx.Response(400, json=refused),
+        "a message": httpx.Response(500, json={"message": HOSTILE}),
+        "a request id": httpx.Response(500, json={"message": "no", "request_id": HOSTILE}),
+        "a warning": events(("result", warned)),
+    }
+
+
+@pytest.mark.parametrize("reply", _hostile_replies().values(), ids=_hostile_replies())
+def test_no_service_controls_the_terminal(fake: Service, reply: httpx.Response) -> None:
+    fake.reply = reply
+
+    result = run("a beach")
+
+    assert SPELT_OUT in result.stderr
+    assert not set(HOSTILE) & set(result.stderr) - set(SPELT_OUT)
+
+
+def test_no_service_controls_the_terminal_by_its_health(fake: Service) -> None:
+    fake.told = {"/readyz": httpx.Response(503, json={"message": HOSTILE})}
+    assert CliRunner().invoke(cli.app, ["health"]).stdout.endswith(f": {SPELT_OUT}\n")
+
+    told = {"checkpoint": {"name": HOSTILE}, "schedulers": [HOSTILE]}
+    fake.told = {"/readyz": httpx.Response(200, json={}), "/limits": httpx.Response(200, json=told)}
+    assert CliRunner().invoke(cli.app, ["health"]).stdout.splitlines()[1:] == [
+        f"checkpoint: {SPELT_OUT}",
+        f"samplers: {SPELT_OUT}",
+    ]
+
+
+def test_no_service_controls_the_terminal_of_a_batch(
+    fake: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _connect_batches(monkeypatch, fake, tmp_path)
+    Path("requests.jsonl").write_text('{"bg_prompt": "a"}\n')
+    fake.reply = httpx.Response(500, json={"message": HOSTILE})
+
+    assert SPELT_OUT in CliRunner().invoke(cli.app, ["batch", "requests.jsonl"]).stderr
 
 
 def _connect_batches(monkeypatch: pytest.MonkeyPatch, fake: Service, folder: Path) -> None:
