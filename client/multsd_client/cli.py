@@ -174,13 +174,13 @@ def health(
             if (fault := client.why_not_ready()) is not None:
                 typer.echo(f"{shown(url)}: {plain(fault)}")
                 raise typer.Exit(EXIT_NOT_READY)
-            told = client.limits()
+            lines = limits_lines(client.limits())
     except MultsdError as error:
         show_error(Console(stderr=True), error)
         raise typer.Exit(EXIT_CODES[type(error)]) from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    typer.echo("\n".join([f"{shown(url)}: ready", *limits_lines(told)]))
+    typer.echo("\n".join([f"{shown(url)}: ready", *lines]))
 
 
 app.command("batch")(batch_command)

@@ -17,7 +17,7 @@ from rich.style import Style
 from rich.text import Text
 
 from multsd_client import tensors
-from multsd_client.errors import InvalidRequestError, MultsdError
+from multsd_client.errors import InvalidRequestError, MultsdError, ProtocolError
 from multsd_client.listening import Listener
 from multsd_client.result import GenerationResult
 
@@ -79,14 +79,19 @@ def show_result(console: Console, result: GenerationResult) -> None:
 
 
 def limits_lines(told: Mapping[str, Any]) -> list[str]:
-    """What GET /limits told, a line for each thing; what it did not tell is left out."""
-    checkpoint, limits = told.get("checkpoint") or {}, told.get("limits") or {}
+    """What GET /limits told, a line for each thing; what it did not tell is left out. Raises ProtocolError."""
     most = {"pixels": "max_pixels", "regions": "max_regions", "steps": "max_steps"}
-    lines = {
-        "checkpoint": ", ".join(str(checkpoint[key]) for key in ("name", "family", "digest") if checkpoint.get(key)),
-        "samplers": ", ".join(told.get("schedulers") or ()),
-        "at most": ", ".join(f"{limits[name]:.0f} {unit}" for unit, name in most.items() if name in limits),
-    }
+    try:
+        checkpoint, limits = told.get("checkpoint") or {}, told.get("limits") or {}
+        lines = {
+            "checkpoint": ", ".join(
+                str(checkpoint[key]) for key in ("name", "family", "digest") if checkpoint.get(key)
+            ),
+            "samplers": ", ".join(told.get("schedulers") or ()),
+            "at most": ", ".join(f"{limits[name]:.0f} {unit}" for unit, name in most.items() if name in limits),
+        }
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"limits: expected those of the multsd API, found {error!r}") from None
     return [f"{name}: {plain(text)}" for name, text in lines.items() if text]
 
 

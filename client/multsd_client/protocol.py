@@ -28,7 +28,7 @@ from multsd_client.errors import (
 from multsd_client.headers import header_value
 from multsd_client.listening import Listener
 from multsd_client.request import GenerationRequest
-from multsd_client.result import GenerationResult
+from multsd_client.result import GenerationResult, whole
 from multsd_client.retries import SHORTEST_DEADLINE_S
 from multsd_client.tensors import Preview, Progress, Queued, Update, is_work
 from multsd_client.urls import shown
@@ -134,8 +134,8 @@ def _preview(data: Mapping[str, Any]) -> Preview:
 
 
 _UPDATES: Mapping[str, Callable[[Mapping[str, Any]], Update]] = {
-    "queued": lambda data: Queued(data["position"]),
-    "progress": lambda data: Progress(data["step"], data["num_inference_steps"]),
+    "queued": lambda data: Queued(whole(data["position"])),
+    "progress": lambda data: Progress(whole(data["step"]), whole(data["num_inference_steps"])),
     "preview": _preview,
 }
 

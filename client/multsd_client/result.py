@@ -36,14 +36,21 @@ class GenerationResult:
             return cls(
                 image=base64.b64decode(reply["image"], validate=True),
                 media_type=str(reply["media_type"]),
-                seed=reply["seed"],
+                seed=whole(reply["seed"]),
                 warnings=tuple(FieldNote(note["field"], note["message"]) for note in reply["warnings"]),
                 parameters=dict(reply["parameters"]),
                 timings={name: float(seconds) for name, seconds in dict(reply["timings"]).items()},
-                unet_rows=reply["unet_rows"],
-                unet_rows_reference=reply["unet_rows_reference"],
+                unet_rows=whole(reply["unet_rows"]),
+                unet_rows_reference=whole(reply["unet_rows_reference"]),
                 checkpoint=dict(reply["checkpoint"]),
                 request_id=reply["request_id"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"reply: expected a picture of the multsd API, found {error!r}") from error
+
+
+def whole(value: object) -> int:
+    """A number of a reply that callers count or calculate with. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"expected a whole number, found {value!r}")

@@ -427,6 +427,30 @@ def test_no_service_controls_the_terminal_by_its_health(fake: Service) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"limits": {"max_pixels": "many"}}, {"checkpoint": "demo"}, {"limits": ["max_pixels"]}, {"schedulers": [1]}],
+    ids=str,
+)
+def test_limits_of_other_kinds_are_no_reply_of_this_api(fake: Service, told: dict[str, Any]) -> None:
+    fake.told = {"/readyz": httpx.Response(200, json={}), "/limits": httpx.Response(200, json=told)}
+
+    result = CliRunner().invoke(cli.app, ["health"])
+
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert "error limits: expected those of the multsd API" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["seed", "unet_rows", "unet_rows_reference"])
+def test_a_result_that_is_not_numbered_is_no_reply_of_this_api(fake: Service, name: str) -> None:
+    fake.reply = events(("result", {**RESULT, name: "[/]"}))
+
+    result = run("a beach")
+
+    assert result.exit_code == 5
+    assert "found ValueError" in result.stderr
+
+
 def test_no_service_controls_the_terminal_of_a_batch(
     fake: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

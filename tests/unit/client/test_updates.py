@@ -67,10 +67,18 @@ def test_what_nobody_listens_to_is_passed_over(generate: Callable[..., None]) ->
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("queued", {}), ("preview", {}), ("preview", {"image": "???"}), ("preview", {"image": "AAAA"})],
+    [
+        ("queued", {}),
+        ("queued", {"position": "[/]"}),
+        ("progress", {"step": 1, "num_inference_steps": None}),
+        ("progress", {"step": True, "num_inference_steps": 2}),
+        ("preview", {}),
+        ("preview", {"image": "???"}),
+        ("preview", {"image": "AAAA"}),
+    ],
 )
 def test_an_update_that_cannot_be_read_is_a_protocol_error(
-    generate: Callable[..., None], name: str, data: dict[str, str]
+    generate: Callable[..., None], name: str, data: dict[str, Any]
 ) -> None:
     with pytest.raises(ProtocolError, match=f"^{name} event: "):
         generate(events((name, data), ("result", RESULT)))
