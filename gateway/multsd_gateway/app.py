@@ -26,6 +26,7 @@ from multsd_gateway.limits import TIMEOUT
 from multsd_gateway.logs import request_id_var
 from multsd_gateway.metrics import METRICS_TYPE, Measured, Metrics, triton_metrics
 from multsd_gateway.middleware import REQUEST_ID, RequestIds, ServerErrors
+from multsd_gateway.outcome import outcome_of
 from multsd_gateway.painting_page import add_page, open_paths, read_page
 from multsd_gateway.pictures import wanted_format
 from multsd_gateway.rate import RateLimit
@@ -147,7 +148,7 @@ class Gateway:
     async def _paint(self, request: Request, order: Order) -> Painting:
         """A request takes its place only when all of it is there: a slow body keeps nobody out."""
         try:
-            with self._service.uploads.receive() as upload:
+            with self._service.uploads.receive(outcome_of(request.scope).token) as upload:
                 await self._read(request, upload)
                 with self._service.admission.enter():
                     painting = await while_connected(request.receive, self._service.paint(upload, order))

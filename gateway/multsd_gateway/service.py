@@ -100,7 +100,8 @@ class Service:
         self._settings = settings
         self._painter = painter
         self._threads = Threads(settings.image_threads)
-        self.uploads = Uploads(settings.max_uploaded_bytes)
+        all_bodies = settings.max_uploaded_bytes
+        self.uploads = Uploads(all_bodies, most_of_one=max(all_bodies // 2, settings.max_body_bytes))
         self.last_checkpoint: Mapping[str, Any] = {}
         self.admission = Admission(
             running=settings.max_running,

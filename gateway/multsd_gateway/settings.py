@@ -124,7 +124,10 @@ class Settings(BaseSettings):
     )
 
     max_uploaded_bytes: int = Field(
-        default=200_000_000, ge=1, description="Most bytes of all bodies together that arrive or wait; past it 503."
+        default=200_000_000,
+        ge=1,
+        description="Most bytes of all bodies together that arrive or wait, half of them of one token's name; "
+        "past it 503.",
     )
     body_seconds: float = Field(
         default=30.0, gt=0, description="Longest time for a request's head to arrive, and then for its body."
