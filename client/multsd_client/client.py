@@ -66,9 +66,15 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries, self._timeout = retries, timeout
-        service, headers = service_url(url), authorization(token)
+        service, headers = service_url(url), {**authorization(token), **protocol.PLAIN}
         with _from_environment():
-            self._http = httpx.Client(base_url=service, headers=headers, timeout=_timeout(timeout), transport=transport)
+            self._http = httpx.Client(
+                base_url=service,
+                headers=headers,
+                timeout=_timeout(timeout),
+                transport=transport,
+                event_hooks={"response": [protocol.require_plain]},
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -163,10 +169,14 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retries, self._timeout = retries, timeout
-        service, headers = service_url(url), authorization(token)
+        service, headers = service_url(url), {**authorization(token), **protocol.PLAIN}
         with _from_environment():
             self._http = httpx.AsyncClient(
-                base_url=service, headers=headers, timeout=_timeout(timeout), transport=transport
+                base_url=service,
+                headers=headers,
+                timeout=_timeout(timeout),
+                transport=transport,
+                event_hooks={"response": [protocol.require_plain_async]},
             )
 
     async def __aenter__(self) -> Self:

@@ -37,6 +37,8 @@ STREAM_PATH = "/multsd/stream"
 LIMITS_PATH = "/limits"
 READY_PATH = "/readyz"
 REQUEST_ID = "X-Request-Id"
+# Replies as they are: a few kilobytes that unpack to gigabytes would be in memory before anybody looked at them.
+PLAIN = {"Accept-Encoding": "identity"}
 EVENT_STREAM = "text/event-stream"
 
 # What a reverse proxy or load balancer says in pages of its own, where the service is away, full or silent.
@@ -210,6 +212,20 @@ def error_of(response: httpx.Response) -> MultsdError:
         data = {"message": unknown}
     retry_after = response.headers.get("Retry-After", "")
     return _error(response.status_code, data, retry_after=float(retry_after) if retry_after.isdecimal() else None)
+
+
+def require_plain(response: httpx.Response) -> None:
+    """Look at a reply's head, before its body is read. Raises ProtocolError for one that is compressed all the same."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise ProtocolError(
+            f"{shown(response.url)}: expected a reply without Content-Encoding, found {encoding[:40]!r}"
+        )
+
+
+async def require_plain_async(response: httpx.Response) -> None:
+    """The same, as AsyncClient calls it."""
+    require_plain(response)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -162,6 +164,27 @@ def test_another_service_at_the_address_is_a_protocol_error(
 ) -> None:
     with pytest.raises(ProtocolError):
         generate(lambda _request: reply())
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_reply_that_could_unpack_to_anything_is_not_read(generate: Generate, status: int) -> None:
+    asked: list[str] = []
+    bomb = gzip.compress(b"data: " + bytes(50_000_000))
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["Accept-Encoding"])
+        headers = {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}
+        return httpx.Response(status, stream=httpx.ByteStream(bomb), headers=headers)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="expected a reply without Content-Encoding, found 'gzip'"):
+            generate(reply)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert asked == ["identity"]
+    assert peak < 10_000_000
 
 
 @pytest.mark.parametrize("page", ["<html>502</html>", '["bad gateway"]', '{"status": 502}', "[" * 100_000, ""])
