@@ -64,11 +64,16 @@ class PatientProtocol(H11Protocol):
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. A reply that begins before all of it has come says that the connection will be closed."""
+        """Serve one request. A reply that begins before all of it has come says that the connection will be closed.
+
+        So does that to a request with two lengths, as RFC 9112, 6.1, wants it: where a proxy takes the other one, what
+        follows is another client's request, or a part of this one that would be answered in another's place.
+        """
         cycle, app = self.cycle, cast("ASGIApp", self._served)
+        two_lengths = {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope.get("headers", ())}
 
         async def send_close(message: Message) -> None:
-            if message["type"] == "http.response.start" and cycle.more_body:
+            if message["type"] == "http.response.start" and (cycle.more_body or two_lengths):
                 others = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"connection"]
                 message = {**message, "headers": [*others, (b"connection", b"close")]}
             await send(message)

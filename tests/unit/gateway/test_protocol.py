@@ -289,6 +289,23 @@ def test_a_client_that_sends_all_of_its_body_first_gets_the_reply(
     assert _serve(_refuse, use, max_body_bytes=max_body_bytes).endswith(b"refused")
 
 
+def test_nothing_is_served_after_a_request_of_two_lengths() -> None:
+    """A proxy that goes by the other one would take a second reply for that to another client's request."""
+
+    async def use(server: Server) -> bytes:
+        async with server.client() as client:
+            lengths = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            hidden = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+            await asyncio.get_running_loop().sock_sendall(
+                client, b"POST /multsd HTTP/1.1\r\nHost: gateway\r\n" + lengths + hidden
+            )
+            return await _until_closed(client)
+
+    replies = _serve(create_app(settings(), FakePainter()), use)
+    assert replies.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close\r\n" in replies
+
+
 def test_a_reply_to_head_has_no_body_and_none_is_counted() -> None:
     app = create_app(settings(), FakePainter())
 
