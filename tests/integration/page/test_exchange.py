@@ -12,10 +12,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from selenium.webdriver import Keys
 from selenium.webdriver.support.ui import Select
 
-from multsd_client import replay
+from multsd_client import pictures, replay
 from tests.browser.painting import Page
 from tests.integration.page.test_painting import small
 
@@ -231,6 +232,23 @@ def test_a_downloaded_picture_brings_its_settings_back(page: Page, tmp_path: Pat
     again = page.request()
     assert again == {name: carried[name] for name in again}
     assert again == sent | {"guidance_scale": 7.5, "scheduler": "ddim", "view_stride": 8}
+
+
+def test_a_picture_whose_parameters_unpack_to_more_than_any_has_is_not_unpacked(page: Page, tmp_path: Path) -> None:
+    record = {"multsd": 1, "request": {"bg_prompt": "x"}, "padding": " " * 20_000_000}
+    info = PngInfo()
+    info.add_itxt(pictures.KEYWORD, json.dumps(record), zip=True)
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64)).save(path, pnginfo=info)
+    assert path.stat().st_size < 100_000
+
+    page.click("open-import")
+    page.at("import-file").send_keys(str(path))
+    page.wait(lambda: page.at("import-note").is_displayed(), "the error")
+
+    most = pictures.MAX_TEXT
+    assert page.at("import-note").text == f"expected parameters of at most {most} bytes in the picture, found more"
+    page.click("import-cancel")
 
 
 def test_a_picture_of_somebody_else_says_that_it_carries_nothing(page: Page, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import { parseJson } from "./json.js";
 
 const KEYWORD = "multsd";
 const VERSION = 1;
+const MAX_TEXT = 1024 * 1024; // bytes, as the client's own
 const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const EXIF_IFD = 0x8769;
 const USER_COMMENT = 0x9286;
@@ -56,10 +57,25 @@ async function textInPng(bytes) {
   return null;
 }
 
-/** @param {Uint8Array} bytes zlib's format @returns {Promise<ArrayBuffer>} */
-function inflated(bytes) {
+/**
+ * Throws an Error where it unpacks to more than any picture of the service carries: a small file may hold gigabytes.
+ * @param {Uint8Array} bytes zlib's format @returns {Promise<ArrayBuffer>}
+ */
+async function inflated(bytes) {
   const stream = new Blob([/** @type {BlobPart} */ (bytes)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
+  const reader = stream.getReader();
+  const pieces = [];
+  let length = 0;
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return new Blob(pieces).arrayBuffer();
+    length += value.length;
+    if (length > MAX_TEXT) {
+      await reader.cancel();
+      throw new Error(`expected parameters of at most ${MAX_TEXT} bytes in the picture, found more`);
+    }
+    pieces.push(value);
+  }
 }
 
 /** @param {Uint8Array} bytes @param {DataView} view @returns {Uint8Array | null} */
