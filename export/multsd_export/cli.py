@@ -19,7 +19,7 @@ from multsd_export.checkpoint import read_checkpoint
 from multsd_export.engines.machine import this_machine
 from multsd_export.engines.record import check_engines
 from multsd_export.engines.settings import EngineSettings
-from multsd_export.errors import EngineError, ExportError
+from multsd_export.errors import EngineError, ExportError, printable
 from multsd_export.json_files import write_json
 from multsd_export.lora import read_lora
 from multsd_export.manifest import composed_manifest, read_manifest
@@ -161,7 +161,8 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except (ExportError, OSError) as error:
-        console.print(f"multsd-export: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        text = printable(f"multsd-export: {error}")
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

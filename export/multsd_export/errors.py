@@ -39,3 +39,8 @@ class NoAnswerError(ExportError):
 
 class TorchError(ExportError):
     """What is compared with cannot be computed here."""
+
+
+def printable(text: str) -> str:
+    """A message as a terminal may show it: names of tensors and files come from whoever made the checkpoint."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from multsd_export.cli import app
@@ -27,6 +29,16 @@ def test_a_lora_that_is_not_there_is_one_sentence(checkpoint_folder: Path, tmp_p
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert result.output.strip() == f"multsd-export: lora: {tmp_path / 'style.safetensors'} does not exist."
+
+
+def test_no_checkpoint_controls_the_terminal(checkpoint_folder: Path, tmp_path: Path) -> None:
+    name = "\x1b]0;title\x07\x1b[2J\x9b31m"
+    save_file({f"unet.{name}": torch.zeros(1)}, tmp_path / "style.safetensors")
+    arguments = ["--checkpoint", str(checkpoint_folder), "--lora", str(tmp_path / "style.safetensors")]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out"), "--work-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert r"has unet.\x1b]0;title\x07\x1b[2J\x9b31m, which is no part of a LoRA's layer." in result.output
+    assert not set(name) & set(result.output) & {"\x1b", "\x07", "\x9b"}
 
 
 def test_an_export_prints_where_it_went_and_how_near_it_is(exported: Exported, tmp_path: Path) -> None:
