@@ -6,8 +6,10 @@ Three bounds, each of which refuses with 503 and the time after which it will no
 - Rows that wait: all beyond those that the Tritons paint at once, as in the model's own queue. A single request may
   cost more when no other waits.
 - Time: whoever is accepted is done within its time, and makes nobody late who was accepted before, at the pace lately
-  seen. As long as no picture has told the pace, twice the rows that may wait count as what can be done in time. Where
-  nothing else is at work, everything is accepted.
+  seen. Where there are tokens, a name may count on half of the Tritons: else one request that only just fits into its
+  time would keep all others out. What a name asks for beyond that is done in time only if others leave it the time. As
+  long as no picture has told the pace, twice the rows that may wait count as what can be done in time. Where nothing
+  else is at work, everything is accepted.
 
 A request's cost, an upper bound of its UNet rows, is known from its small fields: a refused one's masks are never
 decoded. Who is accepted waits in Triton, where the requests of all gateways meet in one order and the model decides
@@ -38,6 +40,7 @@ OnPlace = Callable[[int], Awaitable[None]]  # with how many wait before this one
 
 ASIDE = 32  # rows that take about as long as all the rest of a picture: its texts, its decoding
 KNOWN_PICTURES = 5  # that the pace is known by
+MOST_PROMISED = 0.5  # of all Tritons to the requests of one owner
 NO_TIME = 0.05  # seconds: who has no more left had all of its time
 
 
@@ -46,11 +49,18 @@ LOOK_SECONDS = 1.0  # between looks whether there is room
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """An accepted request. ends: by the clock, when its time is over; spent: seconds of one Triton that it had."""
+    """An accepted request. ends: by the clock, when its time is over; spent: seconds of one Triton that it had.
+
+    owner: the name of its token; need: the share of all Tritons that it takes to be done in its time; promised: whether
+    no other owner's request may make it late.
+    """
 
     rows: int
     ends: float
+    owner: str | None = None
     spent: float = 0.0
+    need: float = 0.0
+    promised: bool = True
 
     @property
     def work(self) -> int:
@@ -102,14 +112,17 @@ class Admission:
             self._present -= 1
 
     @asynccontextmanager
-    async def slot(self, rows: int, seconds: float, on_place: OnPlace | None = None) -> AsyncIterator[None]:
+    async def slot(
+        self, rows: int, seconds: float, on_place: OnPlace | None = None, *, owner: str | None = None
+    ) -> AsyncIterator[None]:
         """Wait for a turn to work, first come, first served; on_place hears of every change while it waits.
 
-        rows: its cost; seconds: how long it has. Raises OverloadedError.
+        rows: its cost; seconds: how long it has; owner: the name of its token. Raises OverloadedError.
         """
         self._count()
-        ticket = _Ticket(rows, self._clock() + seconds)
+        ticket = _Ticket(rows, self._clock() + seconds, owner)
         self._check(ticket)
+        self._promise(ticket)
         self._accepted.append(ticket)
         try:
             await self._turn(ticket, on_place)
@@ -145,18 +158,28 @@ class Admission:
                 retry_after=self._whole(_room(new.rows, [each.rows for each in waiting], starts, bound)),
             )
         (own,), left = self._work([new]), [self._left(each) for each in [*self._accepted, new]]
-        if not in_time(work, own, left, tritons):
+        heeded = [each.promised or each.owner == new.owner for each in self._accepted]
+        if not in_time(work, own, left, heeded, tritons):
             raise OverloadedError(
                 f"{_rows(self._accepted)} UNet rows are at work and {new.rows} more would not be done in time, "
                 "try again later",
                 reason="time",
-                retry_after=self._whole(soonest(work, own, left, tritons)),
+                retry_after=self._whole(soonest(work, own, left, heeded, tritons)),
             )
 
     @property
     def _pace(self) -> float | None:
         """Seconds of one Triton that a row takes: the median, which one slow picture does not move; None: not known."""
         return sorted(self._paces)[(len(self._paces) - 1) // 2] if self._paces else None
+
+    def _promise(self, ticket: _Ticket) -> None:
+        """Let it count on being in time beside other owners' requests, unless its owner's do on too much already."""
+        if self._pace is None:
+            return
+        seconds = (ticket.ends - self._counted) * self._tritons().count
+        ticket.need = ticket.work * self._pace / seconds if seconds > 0 else math.inf
+        promised = sum(each.need for each in self._accepted if each.owner == ticket.owner and each.promised)
+        ticket.promised = promised + ticket.need <= MOST_PROMISED
 
     def _left(self, ticket: _Ticket) -> float:
         """The time that it has, in the unit of `_work`."""
@@ -249,23 +272,31 @@ def forecast(work: Sequence[float], tritons: Tritons, until: float = math.inf) -
     return Forecast(starts, ends, left)
 
 
-def in_time(work: Sequence[float], new: float, left: Sequence[float], tritons: Tritons) -> bool:
-    """Whether new work beside the other is done in its time and makes nobody late. left: of each, the new one last."""
+def in_time(work: Sequence[float], new: float, left: Sequence[float], heeded: Sequence[bool], tritons: Tritons) -> bool:
+    """Whether new work beside the other is done in its time and makes none of those late that it has to heed.
+
+    left: of each, the new one last. Those that it need not heed take nothing from what the others may count on.
+    """
     if not any(work):
         return True
-    before = [*forecast(work, tritons).ends, 0.0]
-    after = forecast([*work, new], tritons).ends
-    return not any(earlier <= most < later for earlier, later, most in zip(before, after, left, strict=True))
+    if 0.0 <= left[-1] < forecast([*work, new], tritons).ends[-1]:
+        return False
+    others = [each for each, counts in zip(work, heeded, strict=True) if counts]
+    times = [each for each, counts in zip(left[:-1], heeded, strict=True) if counts]
+    before, after = forecast(others, tritons).ends, forecast([*others, new], tritons).ends[:-1]
+    return not any(earlier <= most < later for earlier, later, most in zip(before, after, times, strict=True))
 
 
-def soonest(work: Sequence[float], new: float, left: Sequence[float], tritons: Tritons) -> float:
+def soonest(
+    work: Sequence[float], new: float, left: Sequence[float], heeded: Sequence[bool], tritons: Tritons
+) -> float:
     """Seconds after which the same new work, with as much time for it, will be in time."""
     *others, own = left
     low, high = 0.0, max(forecast(work, tritons).ends)
     for _ in range(10):  # to a thousandth
         middle = (low + high) / 2
         later = forecast(work, tritons, middle).left
-        if in_time(later, new, [*(each - middle for each in others), own], tritons):
+        if in_time(later, new, [*(each - middle for each in others), own], heeded, tritons):
             high = middle
         else:
             low = middle

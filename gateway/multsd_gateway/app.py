@@ -65,6 +65,7 @@ class Gateway:
             request_id=request_id_var.get(),
             strict=_strict(request),
             timeout=request.headers.get(TIMEOUT),
+            owner=outcome_of(request.scope).token,
             picture_format=wanted.name,
         )
         painting = await self._paint(request, order)
@@ -82,6 +83,7 @@ class Gateway:
                 request_id=request_id_var.get(),
                 strict=_strict(request),
                 timeout=request.headers.get(TIMEOUT),
+                owner=outcome_of(request.scope).token,
                 on_start=sender.start,
                 on_progress=on_progress,
             )
@@ -148,7 +150,7 @@ class Gateway:
     async def _paint(self, request: Request, order: Order) -> Painting:
         """A request takes its place only when all of it is there: a slow body keeps nobody out."""
         try:
-            with self._service.uploads.receive(outcome_of(request.scope).token) as upload:
+            with self._service.uploads.receive(order.owner) as upload:
                 await self._read(request, upload)
                 with self._service.admission.enter():
                     painting = await while_connected(request.receive, self._service.paint(upload, order))

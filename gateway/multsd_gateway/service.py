@@ -75,13 +75,15 @@ class Painting:
 class Order:
     """What a caller asks for besides the body. picture_format: instead of the request's own; strict: see read_request.
 
-    timeout: the header X-Request-Timeout as it came, which may lower the request's deadline_s.
+    timeout: the header X-Request-Timeout as it came, which may lower the request's deadline_s. owner: the name of the
+    token that it came with.
     on_start is awaited once the request is known to be good and its turn has come; on_progress may be before.
     """
 
     request_id: str
     strict: bool = False
     timeout: str | None = None
+    owner: str | None = None
     picture_format: str | None = None
     on_start: Callable[[], Awaitable[None]] | None = None
     on_progress: OnProgress | None = None
@@ -162,7 +164,7 @@ class Service:
     ) -> Painting:
         left = (request.deadline_s or self._settings.request_seconds) - watch.total()
         rows = most_rows(request, self._painter.descriptions())
-        async with self.admission.slot(rows, left, order.on_place):
+        async with self.admission.slot(rows, left, order.on_place, owner=order.owner):
             with watch("masks"):
                 masks, mask_warnings = await self.in_thread(
                     lambda: decode_masks(

@@ -54,10 +54,12 @@ class Service:
         async with self.admission.slot(1000, LIMIT):
             self.clock.now += pace * (1000 + ASIDE)
 
-    async def take(self, stack: AsyncExitStack, rows: int, seconds: float = LIMIT) -> int | bool | None:
+    async def take(
+        self, stack: AsyncExitStack, rows: int, seconds: float = LIMIT, owner: str | None = None
+    ) -> int | bool | None:
         """True where it is accepted, else its Retry-After."""
         try:
-            await stack.enter_async_context(self.admission.slot(rows, seconds))
+            await stack.enter_async_context(self.admission.slot(rows, seconds, owner=owner))
         except OverloadedError as error:
             return error.retry_after
         return True
@@ -182,6 +184,34 @@ def test_small_requests_are_painted_beside_a_large_one_until_it_would_be_late() 
     assert accepted == int(spare / (PACE * (SMALL + ASIDE)))
     end = PACE * (LARGE + ASIDE + accepted * (SMALL + ASIDE))
     assert retry_after == round(end - (LIMIT - end) + 0.5), "when no more is left of the large one than it has to spare"
+
+
+@pytest.mark.parametrize("large", [[17_000], [8_500, 8_500]], ids=["one", "two of half"])
+def test_no_owner_keeps_the_others_out_with_requests_that_only_just_fit(large: list[int]) -> None:
+    """17 000 rows take 290 of 300 s."""
+
+    async def scenario(stack: AsyncExitStack) -> None:
+        service = Service(waiting_rows=40_000)
+        await service.know()
+        for rows in large:
+            assert await service.take(stack, rows, owner="greedy") is True
+        assert await service.take(stack, 2000, owner="greedy") is not True, "its own it does not make late"
+        for _ in range(3):
+            assert await service.take(stack, SMALL, owner="other") is True
+
+    _run(scenario)
+
+
+def test_what_an_owner_may_count_on_no_other_takes() -> None:
+    async def scenario(stack: AsyncExitStack) -> None:
+        service = Service(waiting_rows=40_000)
+        await service.know()
+        assert await service.take(stack, 8_000, owner="modest") is True  # 137 s of 300
+        assert await service.take(stack, 8_000, owner="other") is True  # together both are done after 273 s
+        assert await service.take(stack, SMALL, seconds=3600, owner="third") is True
+        assert await service.take(stack, 8_000, seconds=3600, owner="third") is not True
+
+    _run(scenario)
 
 
 def test_a_request_has_the_time_that_it_gives_itself() -> None:
