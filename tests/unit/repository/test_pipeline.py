@@ -1,6 +1,7 @@
 """From parameters to a picture, with networks that are closed forms and remember what they were asked."""
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -437,7 +438,9 @@ def test_cut_prompt_is_warned_of() -> None:
 def test_report_has_the_rows_that_were_asked_and_what_the_picture_depends_on() -> None:
     networks = Networks()
     parameters = parameters_of(width=100, boxes=[LEFT, RIGHT])
+    began = time.perf_counter()
     report = picture_of(parameters, networks).report
+    taken = time.perf_counter() - began
     assert report["unet_rows"] == networks.rows
     assert report["unet_rows_reference"] == 2 * 3 * 3 * 4  # [uncond; cond], views, regions, steps
     assert report["unet_rows"] < report["unet_rows_reference"]
@@ -446,6 +449,19 @@ def test_report_has_the_rows_that_were_asked_and_what_the_picture_depends_on() -
     seconds = report["seconds"]
     assert set(seconds) == {"text_encoder", "unet", "vae_decoder", "orchestration", "total"}
     assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=1e-3)
+    assert all(0 <= each <= taken + 1e-4 for each in seconds.values())
+
+
+@pytest.mark.parametrize(("bootstrapping", "rows"), [(0, [3, 3, 3, 3]), (2, [4, 4, 3, 3]), (9, [4, 4, 4, 4])])
+def test_as_many_steps_are_bootstrapped_as_were_asked_for(bootstrapping: int, rows: list[int]) -> None:
+    """Then the region sees an input of its own, and shares no unconditional row with the background."""
+    networks = Networks()
+    report = picture_of(parameters_of(bootstrapping=bootstrapping), networks).report
+    rows_of_step = [0] * 4
+    for step, call in zip(networks.steps, networks.calls, strict=True):
+        rows_of_step[step] += len(call)
+    assert rows_of_step == rows
+    assert report["unet_rows"] == sum(rows)
 
 
 def test_calls_are_no_larger_than_the_unet_takes() -> None:
@@ -534,6 +550,15 @@ def test_more_views_than_can_be_planned_in_time_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match=r"view_stride: expected at most 25000 pairs .* a larger stride"):
         picture_of(parameters_of(width=2048, height=2048, view_stride=1), networks)
     assert networks.calls == []
+
+
+def test_as_many_pairs_of_view_and_region_as_may_be_are_painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = parameters_of(width=100)  # three views of two regions
+    monkeypatch.setattr("pipeline.MAX_PAIRS", 6)
+    assert picture_of(parameters).image.shape == (64, 100, 3)
+    monkeypatch.setattr("pipeline.MAX_PAIRS", 5)
+    with pytest.raises(InvalidRequestError, match="found 3 views of 2 regions"):
+        picture_of(parameters)
 
 
 CROWD = [

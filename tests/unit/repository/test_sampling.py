@@ -202,7 +202,7 @@ def test_masks_of_any_form_and_regions_that_fill_a_view(unet: Any, height: int, 
     assert relative_error(found, expected) <= 1e-10
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0, 7.3])
 def test_guidance(unet: Any, guidance_scale: float) -> None:
     expected, found = both(unet, sampler="ddim", masks=random_masks(2, 10, 10), guidance_scale=guidance_scale)
     assert relative_error(found, expected) <= 1e-10
