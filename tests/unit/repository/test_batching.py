@@ -279,6 +279,17 @@ def test_only_as_many_calls_run_as_the_unet_has_instances() -> None:
     assert [asyncio.run(run(calls)) for calls in (1, 2)] == [1, 2]
 
 
+@pytest.mark.parametrize(("calls", "ahead"), [(1, 0), (2, 1)])
+def test_once_nobody_waits_nothing_runs(calls: int, ahead: int) -> None:
+    async def run() -> set[asyncio.Task[Any]]:
+        batcher = UNetBatcher(UNet(), max_batch_size=MAX_BATCH_SIZE, calls=calls, ahead=ahead)
+        await asyncio.gather(*(paint(make_canvas(WINDOW + 9, seed, steps=2), batcher) for seed in range(3)))
+        await settle()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(run()) == set()
+
+
 def calls_under_way(widths: list[int], *, max_batch_size: int, ahead: int) -> list[int]:
     """Rows of the calls that go out before the first comes back, of canvases that come in this order."""
 
@@ -534,6 +545,30 @@ def test_a_call_that_is_lost_while_later_ones_are_answered_ends_only_its_own_can
 
     result, latents = jumping(run())
     assert silent([result])
+    assert torch.equal(latents, SOUND)
+
+
+def test_an_error_of_a_later_call_is_an_answer_that_tells_that_only_the_one_before_is_lost() -> None:
+    async def run() -> tuple[object, object, Tensor]:
+        unet = HungUNet()
+        batcher = UNetBatcher(unet, max_batch_size=2, calls=2)
+        lost = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=0), batcher))
+        await settle()
+        failing = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=2), batcher))
+        await settle()
+        unet.asked[1].set_exception(NetworkError("unet", 3, "out of memory"))
+        await asyncio.wait([failing])
+        await asyncio.sleep(SILENCE / 2)
+        waiting = asyncio.ensure_future(paint(make_canvas(WINDOW, seed=1), batcher))
+        await asyncio.wait([lost])
+        for call in range(2, 5):
+            await settle()
+            unet.answer(call)
+        return lost.exception(), failing.exception(), await waiting
+
+    silence, error, latents = jumping(run())
+    assert isinstance(silence, SilentNetworkError)
+    assert str(error).endswith("out of memory")
     assert torch.equal(latents, SOUND)
 
 

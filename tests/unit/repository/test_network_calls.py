@@ -128,6 +128,26 @@ def test_time_begins_anew_with_each_answer_to_a_call_before() -> None:
     asyncio.run(scenario())
 
 
+def test_time_begins_anew_for_those_behind_a_call_that_nobody_waits_for() -> None:
+    async def scenario() -> None:
+        network = Network(most=3, seconds=SOON)
+        first, left, last = [await network.call(name) for name in "abc"]
+        left.cancel()
+        await settle()
+        ends = network.calls._patience[2].when()
+        assert ends is not None
+        network.asked["a"].set_result("a")
+        assert await first == "a"
+        renewed = network.calls._patience[2].when()
+        assert renewed is not None
+        assert renewed > ends
+        for name in "bc":
+            network.asked[name].set_result(name)
+        assert await last == "c"
+
+    asyncio.run(scenario())
+
+
 def test_answers_to_later_calls_do_not_excuse_that_one_has_none() -> None:
     async def scenario() -> None:
         network = Network(most=2, seconds=SECONDS)
