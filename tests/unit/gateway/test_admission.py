@@ -248,6 +248,17 @@ def test_rows_that_wait_are_bounded_and_who_is_refused_may_come_once_enough_have
     assert _run(scenario) == [True, 8]
 
 
+def test_who_is_refused_for_its_rows_need_not_wait_until_all_others_have_begun() -> None:
+    async def scenario(stack: AsyncExitStack) -> list[Any]:
+        service = Service(waiting_rows=1000)
+        await service.know(pace=0.01)
+        for rows in (68, 168, *[968] * 6):  # those of 1 s and of 2 s are done after 8 and 16 s
+            assert await service.take(stack, rows) is True
+        return [await service.take(stack, rows) for rows in (500, 500, 400, 600)]
+
+    assert _run(scenario) == [True, True, 8, 16]
+
+
 def test_each_triton_lets_as_much_wait_and_works_at_the_same_time() -> None:
     async def scenario(stack: AsyncExitStack) -> list[Any]:
         service = Service(tritons=2)

@@ -183,10 +183,10 @@ def test_one_that_fails_again_and_again_comes_last_until_it_paints() -> None:
 
 
 def test_when_all_are_away_each_is_tried_once() -> None:
-    fakes = [FakePainter(error=ModelUnavailableError("away")) for _ in range(3)]
+    fakes = [FakePainter(error=ModelUnavailableError(f"{number} is away")) for number in range(3)]
 
     async def use(painter: BalancedPainter) -> None:
-        with pytest.raises(ModelUnavailableError):
+        with pytest.raises(ModelUnavailableError, match="0 is away"):
             await _paint(painter)
 
     _with(fakes, use)
@@ -245,6 +245,27 @@ def test_a_probe_that_meets_something_unforeseen_has_failed_and_the_next_one_is_
     _with([odd, good], use, probe=0.02)
     assert caplog.text.count("Traceback") == 1, "once, and not with every probe"
     assert "Triton 0: the probe failed: KeyError" in caplog.text
+
+
+def test_a_probe_asks_one_that_is_ready_what_it_has_and_one_that_does_not_tell_stays_ready() -> None:
+    class Asked(FakePainter):
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**fields)
+            self.asked = asyncio.Event()
+
+        async def describe(self) -> ModelDescription:
+            self.asked.set()
+            return await super().describe()
+
+    fakes = [Asked(), Asked(error=AWAY), Asked(not_ready=["multidiffusion"])]
+
+    async def use(painter: BalancedPainter) -> list[bool]:
+        painter.start()
+        await asyncio.gather(*(fake.asked.wait() for fake in fakes[:2]))
+        return [each.ready for each in painter.endpoints]
+
+    assert _with(list(fakes), use) == [True, True, False]
+    assert not fakes[2].asked.is_set()
 
 
 @pytest.mark.parametrize(
