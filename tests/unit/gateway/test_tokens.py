@@ -28,6 +28,10 @@ def test_a_file_has_named_and_unnamed_tokens(tmp_path: Path) -> None:
     assert tokens.owner(f"bearer   {OTHER} ") == "line-4"
 
 
+def test_sixteen_characters_are_enough_for_a_token(tmp_path: Path) -> None:
+    assert read_tokens(_file(tmp_path, "0123456789abcdef\n")).owner("Bearer 0123456789abcdef") == "line-1"
+
+
 def test_a_name_may_have_a_new_token_beside_the_old_one(tmp_path: Path) -> None:
     tokens = read_tokens(_file(tmp_path, f"shop:{TOKEN}\nshop:{OTHER}\n"))
 
@@ -59,7 +63,8 @@ def test_what_is_kept_is_no_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "# nobody\n", "short\n", "two words of enough characters\n", "a:b:0123456789abcdef\n"]
+    "text",
+    ["", "# nobody\n", "short\n", "0123456789abcde\n", "two words of enough characters\n", "a:b:0123456789abcdef\n"],
 )
 def test_a_file_that_lets_nobody_in_or_anybody_guess_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="expected") as caught:
