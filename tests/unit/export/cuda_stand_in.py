@@ -78,6 +78,7 @@ def capture(graph: Graph, *, pool: list[Graph], stream: Stream, capture_error_mo
     assert capture_error_mode == "thread_local"
     empty_cache()
     _under_way.append(pool)
+    held.append(pool)
     try:
         with Recorder(graph):
             yield
@@ -85,6 +86,7 @@ def capture(graph: Graph, *, pool: list[Graph], stream: Stream, capture_error_mo
         if not graph.valid:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nSearch for it.")
         end_allocate_to_pool(0, pool)
+        release_pool(0, pool)  # by the graph, once it is gone
     graph.pool = pool
     pool.append(graph)
 
@@ -98,15 +100,24 @@ def end_allocate_to_pool(device: int, pool: list[Graph]) -> None:
     assert device == 0
     if not any(each is pool for each in _under_way):
         raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
-    forget_captures()
+    _under_way.clear()
+
+
+def release_pool(device: int, pool: list[Graph]) -> None:
+    assert device == 0
+    assert not _under_way
+    (index,) = (index for index, each in enumerate(held) if each is pool)
+    del held[index]
 
 
 def forget_captures() -> None:
     """None is under way."""
     _under_way.clear()
+    held.clear()
 
 
 _under_way: list[list[Graph]] = []  # pools
+held: list[list[Graph]] = []  # pools that no graph releases
 _stream = Stream()
 # In torch.cuda.
 STAND_INS: Mapping[str, Any] = {
@@ -123,5 +134,5 @@ STAND_INS: Mapping[str, Any] = {
 # In torch._C, which has them where torch is built for CUDA.
 PRIVATE_STAND_INS: Mapping[str, Any] = {
     "_cuda_endAllocateToPool": end_allocate_to_pool,
-    "_cuda_releasePool": lambda *_: None,
+    "_cuda_releasePool": release_pool,
 }

@@ -24,6 +24,7 @@ from multsd_export.networks import networks_of
 from multsd_export.profiles import STATIC
 from tests.small_checkpoints import STRUCTURES
 
+from . import cuda_stand_in
 from .cuda_stand_in import tensors
 
 on_the_processor = pytest.mark.usefixtures("cuda_graphs_on_the_processor")
@@ -302,6 +303,7 @@ def test_after_a_capture_that_could_not_be_ended_torch_gives_memory_back_all_the
     assert formats_of(network) == {torch.contiguous_format}
     assert line.startswith("eager, without CUDA graphs: CaptureError: RuntimeError: operation not permitted")
     torch.cuda.empty_cache()
+    assert cuda_stand_in.held == []
 
 
 @on_the_processor
