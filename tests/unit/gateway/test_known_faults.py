@@ -80,6 +80,14 @@ def test_what_is_within_the_models_limits_is_painted() -> None:
     assert post(_regions(3, **edges), painter=painter).status_code == 200
 
 
+def test_what_is_within_the_settings_limits_is_painted_whatever_the_model() -> None:
+    corners = [[0, 0], [64, 0], [64, 64], [0, 64]] * 250  # as many points as may be
+    edges = {"view_stride": 1024, "guidance_scale": 100, "quality": 100, "masks": [{"polygon": corners}]}
+
+    assert post(seed_request(**edges)).status_code == 200
+    assert post(seed_request(**edges | {"view_stride": 1025})).status_code == 400
+
+
 def test_a_default_is_not_above_the_models_limit() -> None:
     painter = FakePainter(description=ModelDescription(frozenset(), {"max_steps": "9"}))
 
