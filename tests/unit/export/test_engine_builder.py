@@ -341,6 +341,15 @@ def test_an_engine_is_not_lost_where_what_kernels_took_cannot_be_kept(
     assert caplog.messages[0].startswith("what kernels took is not kept: ")
 
 
+def test_nothing_half_is_left_where_what_kernels_took_cannot_take_its_name(
+    building: Building, caplog: pytest.LogCaptureFixture
+) -> None:
+    building.cache.mkdir()
+    building.run()
+    assert building.files() == {"model.plan", "timings.cache"}
+    assert caplog.messages[0].startswith("what kernels took is not kept: ")
+
+
 def test_no_cache_is_kept_where_tensorrt_gives_none(building: Building) -> None:
     building.answers["IBuilderConfig.get_timing_cache"] = None
     building.run()

@@ -20,7 +20,7 @@ from multsd_export.manifest import read_manifest
 from multsd_export.networks import networks_of
 from multsd_export.parity import relative_error
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import CUDA_GRAPHS, Device, Precision, torch_profile
+from multsd_export.profiles import CUDA_GRAPHS, TENSORRT, Device, Precision, torch_profile
 from multsd_export.serving import may_replay_cuda_graphs, replays_cuda_graphs
 from multsd_export.torch_weights import weights_artefact
 from tests.small_checkpoints import STRUCTURES
@@ -306,6 +306,14 @@ def test_variants_change_how_a_gpu_runs_a_network_and_nothing_else(on_gpu: Optio
             for key in ("execution", "channels_last"):
                 changed.parameters[key].CopyFrom(plain.parameters[key])
             assert changed == plain
+
+
+def test_a_call_of_the_unet_waits_at_the_door_of_a_gpu_and_not_of_a_processor(
+    on_gpu: Options, options: Options
+) -> None:
+    ahead = [parameters(config_of(each, "multidiffusion"))["unet_calls_ahead"] for each in (on_gpu, options)]
+    assert ahead == ["1", "0"]
+    assert "unet_calls_ahead" in TENSORRT.settings("multidiffusion")
 
 
 def test_a_processor_has_no_variants(options: Options) -> None:
