@@ -9,6 +9,9 @@ from enum import Enum, auto
 # What Triton says of a Python model whose process has ended; it starts none again, and still calls the model ready.
 DEAD = re.compile(r"Stub process '(\w+?)(?:_\d+)+' is not healthy")
 
+# What gRPC tells as INTERNAL, in place of the server's status, where a connection ends while a request is being sent.
+LOST = "Internal error from Core"
+
 # What Triton itself says of a model that is not (or no longer) loaded, of a server that loads or stops, and of a queue
 # that is full or has stood still for longer than its configuration allows. Of `multidiffusion` it says so without a
 # code, of a network with one that tells nothing; the other codes are the model's own, and what follows them may quote
@@ -48,7 +51,7 @@ def of_status(code: str, message: str) -> TritonError:
     """An error with a gRPC status, by the status's name."""
     if code in ("INVALID_ARGUMENT", "INVALID_ARG"):
         return TritonError(Meaning.INVALID, message)
-    if code in ("UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED") or DEAD.search(message):
+    if code in ("UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED") or message == LOST or DEAD.search(message):
         waiting = _RETRY.search(message)
         return TritonError(Meaning.NOT_NOW, message, retry_after=int(waiting[1]) if waiting else None)
     if code in ("CANCELLED", "DEADLINE_EXCEEDED"):

@@ -243,6 +243,11 @@ def test_a_status_of_the_stream_becomes_an_exception(code: str, kind: type[Gatew
     assert type(error_of(code, "x")) is kind
 
 
+def test_a_connection_that_ends_while_a_request_is_sent_is_a_triton_that_is_away() -> None:
+    """gRPC loses the status then; another Triton, or a later try, may do."""
+    assert type(error_of("INTERNAL", "Internal error from Core")) is ModelUnavailableError
+
+
 def test_a_full_queue_tells_when_to_come_again_and_a_hopeless_deadline_what_it_is_short_of() -> None:
     full = error_of("UNAVAILABLE", "expected at most 60000 waiting rows, found 61000: try again in 42 s")
     late = error_of("DEADLINE_EXCEEDED", "deadline_s: expected 80 s at least, found 3")
