@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from background import Background
+
 FAIL = Path(__file__).with_name("fail")
 
 
@@ -23,9 +25,17 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the time that a request takes from the model's configuration."""
         self.seconds = float(json.loads(args["model_config"])["parameters"]["seconds"]["string_value"])
+        self.background = Background(on_error=lambda error: pb_utils.Logger.log_error(repr(error)))
 
-    async def execute(self, requests: list[Any]) -> None:
-        """Answer every request."""
+    def execute(self, requests: list[Any]) -> None:
+        """Have every request answered."""
+        self.background.begin(self._answer_all(requests))
+
+    def finalize(self) -> None:
+        """End the thread."""
+        self.background.close()
+
+    async def _answer_all(self, requests: list[Any]) -> None:
         await asyncio.gather(*(self._answer(request) for request in requests))
 
     async def _answer(self, request: Any) -> None:

@@ -71,7 +71,8 @@ def compose(folder: Path, *, seconds: float) -> Path:
     model = folder / "multidiffusion"
     (model / "1").mkdir(parents=True, exist_ok=True)
     (model / "config.pbtxt").write_text(text_format.MessageToString(config))
-    shutil.copy(Path(__file__).with_name("model.py"), model / "1" / "model.py")
+    for file in Path(__file__).with_name("model.py"), CONTRACT.with_name("1") / "background.py":
+        shutil.copy(file, model / "1" / file.name)
     return folder
 
 

@@ -22,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
 from admission import Admission, Pace, Place
+from background import Background
 from batching import UNetBatcher, pad, zeros
 from checkpoint import TextEncoder
 from checkpoint_files import load_checkpoint
@@ -67,7 +68,7 @@ QUEUE_TIMEOUT = "Request timeout expired"
 
 
 class TritonPythonModel:
-    """One process paints for all requests; each is a task of its own on the backend's event loop."""
+    """One process paints for all requests; each is a task of its own on one event loop."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the checkpoint's files from this model's own directory and the limits from its configuration."""
@@ -91,6 +92,7 @@ class TritonPythonModel:
         self.failures = FailureWatch(
             seconds=float(config["parameters"]["failing_seconds"]["string_value"]), give_up=end_process
         )
+        self.background = Background(on_error=log_error)
         self.aside = Aside()
         self.metrics = Metrics(make_family, self.aside.call)
         self.counted = {"hits": 0, "misses": 0}
@@ -116,6 +118,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Let go of the metrics while Triton still hears of it: later it crashes this process."""
+        self.background.close()
         self.aside.close()
         del self.metrics
 
@@ -129,8 +132,12 @@ class TritonPythonModel:
             }
         )
 
-    async def execute(self, requests: list[Any]) -> None:
-        """Answer every request. Triton starts the next call while this one awaits."""
+    def execute(self, requests: list[Any]) -> None:
+        """Have every request answered. Triton makes the next call meanwhile."""
+        self.background.begin(self.answer(requests))
+
+    async def answer(self, requests: list[Any]) -> None:
+        """Answer every request."""
         self.calls.open(asyncio.get_running_loop(), others=self.limits.max_running)
         await asyncio.gather(*(self._answer(request) for request in requests))
 
@@ -321,7 +328,7 @@ class Aside:
             try:
                 function(value)
             except Exception as error:  # a metric fails no request
-                pb_utils.Logger.log_error(f"metrics: {type(error).__name__}: {error}")
+                log_error(error, "metrics")
 
 
 class Calls:
@@ -361,6 +368,11 @@ def end_process(error: NetworkError) -> None:
     sys.stderr.write(f"multidiffusion: every call of the UNet fails, the process ends: {error}\n")
     sys.stderr.flush()
     os._exit(1)  # what is raised Triton would answer, and go on
+
+
+def log_error(error: BaseException, what: str = "answering") -> None:
+    """Into the server's log."""
+    pb_utils.Logger.log_error(f"{what}: {type(error).__name__}: {error}")
 
 
 def silence(model: str, seconds: float, reason: str = "") -> SilentNetworkError:
@@ -521,7 +533,7 @@ def to_triton_error(error: Exception, request: Any) -> Any:
         code = getattr(pb_utils.TritonError, CODES[type(error)])
     else:
         request_id = beside_tensors(request.request_id) or "-"
-        pb_utils.Logger.log_error(f"request {request_id}: {type(error).__name__}: {error}")
+        log_error(error, f"request {request_id}")
         if not isinstance(error, NotFiniteError):
             message = f"internal error ({type(error).__name__})"
     if json.loads(beside_tensors(request.parameters) or "{}").get("name_error_codes"):

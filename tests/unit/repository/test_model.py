@@ -1,6 +1,7 @@
 """The adapter beside a Triton whose networks hang, fail or answer late, and clients that leave: who gets what."""
 
 import asyncio
+import threading
 import time
 import weakref
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class Held:
 
 
 def sent(model: Any, *requests: Request) -> "list[asyncio.Task[None]]":
-    return [asyncio.create_task(model.execute([request])) for request in requests]
+    return [asyncio.create_task(model.answer([request])) for request in requests]
 
 
 async def until(condition: Any) -> None:
@@ -62,12 +63,52 @@ def test_a_request_is_painted_and_told_its_steps() -> None:
     async def scenario() -> None:
         with serving() as (model, _, triton):
             request = Request(progress=True)
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer == "picture"
             assert request.told("progress_steps") == [[step, 4] for step in (1, 2, 3, 4)]
             assert triton.metrics["multsd_unet_rows_total"].value == 8
 
     asyncio.run(scenario())
+
+
+def test_triton_need_not_wait_for_the_answers() -> None:
+    answers = 3
+    with serving() as (model, _, triton):
+        finals = threading.Semaphore(0)
+        requests = [Request(seed=seed) for seed in range(answers)]
+        for request in requests:
+            send = request.sender.send
+
+            def sent(response: Any, flags: int = 0, send: Any = send) -> None:
+                send(response, flags)
+                if flags:
+                    finals.release()
+
+            request.sender.send = sent  # type: ignore[method-assign]
+            assert model.execute([request]) is None
+        assert all(finals.acquire(timeout=SOON) for _ in requests)
+        assert [request.answer for request in requests] == ["picture"] * answers
+        model.finalize()
+        assert not triton.log
+
+
+def test_an_answer_that_cannot_be_sent_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (model, _, triton):
+        request, done = Request(), threading.Event()
+
+        def log_error(line: str) -> None:
+            triton.log.append(line)
+            done.set()
+
+        def unsendable(*_: Any, **__: Any) -> None:
+            raise RuntimeError("the response factory is gone")
+
+        request.sender.send = unsendable  # type: ignore[method-assign]
+        monkeypatch.setattr(triton.Logger, "log_error", log_error)
+        model.execute([request])
+        assert done.wait(SOON)
+        assert triton.log == ["answering: RuntimeError: the response factory is gone"]
+        model.finalize()
 
 
 def no_utf8() -> str:
@@ -83,7 +124,7 @@ def test_a_request_whose_id_and_parameters_are_no_utf8_is_answered_all_the_same(
             for height, answer in (64, "picture"), (1, "height: expected 64 to 65536, found 1"):
                 request = Request(height=height)
                 request.request_id = request.parameters = no_utf8  # type: ignore[method-assign]
-                await model.execute([request])
+                await model.answer([request])
                 assert request.answer == answer
             assert not triton.log
 
@@ -95,7 +136,7 @@ def test_a_unet_call_that_was_slow_refuses_no_deadline_that_can_be_met() -> None
         with serving() as (model, _, _triton):
             model.pace.saw(2, 60.0)
             request = Request(deadline_s=SOON)
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer == "picture"
 
     asyncio.run(scenario())
@@ -108,7 +149,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_by_what_the_unet_has_lately_ta
             for _ in range(3):
                 model.pace.saw(16, 160.0)
             request = Request(deadline_s=SOON)
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer.startswith("DEADLINE_EXCEEDED: deadline_s: at least 80.0 s more are needed, ")
             assert held.calls == 0
 
@@ -134,7 +175,7 @@ def test_a_faulty_request_is_refused_before_it_waits(fields: dict[str, Any], ans
             await held.reached.wait()
             faulty = Request(**fields)
             async with asyncio.timeout(SOON):
-                await model.execute([faulty])
+                await model.answer([faulty])
             assert faulty.answer.startswith(answer)
             held.let_go.set()
             await asyncio.gather(*good)
@@ -146,10 +187,10 @@ def test_latents_alone_have_to_be_asked_for_by_their_field_too() -> None:
     async def scenario() -> None:
         with serving() as (model, _, _triton):
             request = Request(outputs=["latents"])
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer.startswith("INVALID_ARG: return_latents: expected true where latents alone are asked")
             asked = Request(outputs=["latents"], return_latents=True)
-            await model.execute([asked])
+            await model.answer([asked])
             assert asked.sender.final is not None
             assert list(asked.sender.final.tensors) == ["latents"]
 
@@ -165,7 +206,7 @@ def test_a_network_that_overflows_is_named_and_logged() -> None:
 
             triton.networks["unet"] = overflowing
             request = Request()
-            await model.execute([request])
+            await model.answer([request])
             message = "unet: expected finite values, found others after step 1"
             assert request.answer == f"INTERNAL: {message}"
             assert triton.log == [f"request test: NotFiniteError: {message}"]
@@ -183,8 +224,8 @@ def test_an_embedding_that_is_not_finite_fails_its_request_and_is_not_kept_for_o
 
             triton.networks["text_encoder"] = encoder
             first, second = Request(), Request()
-            await model.execute([first])
-            await model.execute([second])
+            await model.answer([first])
+            await model.answer([second])
             message = "text_encoder: expected finite values, found others in last_hidden_state"
             assert (first.answer, second.answer) == (f"INTERNAL: {message}", "picture")
 
@@ -196,7 +237,7 @@ def test_a_deadline_that_is_over_is_told_with_its_limit() -> None:
         with serving() as (model, _, triton):
             triton.networks["unet"] = held = Held(unet)
             request = Request(deadline_s=0.01)
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer == "DEADLINE_EXCEEDED: deadline_s: not done, none of its 0.01 s are left"
             held.let_go.set()
 
@@ -227,7 +268,7 @@ def test_a_network_that_hangs_ends_the_requests_that_wait_for_it() -> None:
             assert {request.answer for request in requests} == {"UNAVAILABLE: unet: no answer for 1 s"}
             held.let_go.set()
             later = Request()
-            await model.execute([later])
+            await model.answer([later])
             assert later.answer == "picture"
 
     asyncio.run(scenario())
@@ -253,7 +294,7 @@ def test_a_unet_that_hangs_ends_all_that_run_or_wait_within_one_timeout(calls_ah
                 assert model.admission.running == model.admission.waiting == 0
             held.let_go.set()
             later = Request(width=160)
-            await model.execute([later])
+            await model.answer([later])
             assert later.answer == "picture"
 
     asyncio.run(scenario())
@@ -290,7 +331,7 @@ def test_a_unet_that_fails_every_call_ends_the_process(
             triton.networks["unet"] = broken
             request, ended = Request(), asyncio.get_running_loop().create_future()
             monkeypatch.setattr("os._exit", ended.set_result)
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer == "INTERNAL: unet: an illegal memory access was encountered"
             assert await asyncio.wait_for(ended, SOON) == 1
 
@@ -315,7 +356,7 @@ def test_a_unet_that_fails_for_what_it_was_asked_goes_on(monkeypatch: pytest.Mon
             monkeypatch.setattr("os._exit", lambda _: pytest.fail("ended"))
             for _ in range(4):
                 request = Request()
-                await model.execute([request])
+                await model.answer([request])
                 assert request.answer == "INTERNAL: unet: out of memory"
                 await asyncio.sleep(2)
 
@@ -458,7 +499,7 @@ def test_a_refusal_tells_what_is_left_of_those_that_run(monkeypatch: pytest.Monk
             (task,) = sent(model, Request())
             await asyncio.wait_for(held.reached.wait(), SOON)
             refused = Request()
-            await model.execute([refused])
+            await model.answer([refused])
             assert refused.answer == "UNAVAILABLE: 1 requests are running and 0 waiting; try again in 4 s"
             held.let_go.set()
             await task
@@ -482,7 +523,7 @@ def test_texts_of_a_deterministic_deployment_are_encoded_one_by_one() -> None:
             text_encoder = triton.networks["text_encoder"]
             triton.networks["text_encoder"] = encoder
             request = Request()
-            await model.execute([request])
+            await model.answer([request])
             assert request.answer == "picture"
             assert most == 1
             assert triton.metrics["multsd_unet_rows_padded_total"].value == 4 * 14
@@ -527,7 +568,7 @@ def test_what_is_counted_is_told_triton_in_order_and_all_together(
 def test_nothing_keeps_the_metrics_when_the_model_is_unloaded() -> None:
     async def scenario() -> None:
         with serving() as (model, _, _triton):
-            await model.execute([Request()])
+            await model.answer([Request()])
             metrics = weakref.ref(model.metrics)
             await model.aside.done()
             model.finalize()

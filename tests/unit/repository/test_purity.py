@@ -12,7 +12,7 @@ import pytest
 import pipeline
 
 FOLDER = Path(pipeline.__file__).parent
-ADAPTERS = {"model", "checkpoint_files"}  # Triton's adapter, and the reader of the checkpoint's files
+ADAPTERS = {"model", "background", "checkpoint_files"}  # Triton's, its thread, and the reader of the checkpoint's files
 PURE = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ADAPTERS)
 
 # Of the standard library: nothing that reads files, the environment, the network or other processes.
