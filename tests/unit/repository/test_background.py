@@ -99,7 +99,7 @@ def test_what_a_coroutine_raises_is_told_and_the_next_runs() -> None:
     assert told == ["no"]
 
 
-def test_one_that_was_cancelled_raised_nothing() -> None:
+def test_one_that_was_cancelled_raised_nothing(caplog: pytest.LogCaptureFixture) -> None:
     background, cancelled = Background(on_error=failed), threading.Event()
 
     async def cancel() -> None:
@@ -112,6 +112,7 @@ def test_one_that_was_cancelled_raised_nothing() -> None:
     background.begin(cancel())
     assert cancelled.wait(SOON)
     background.close()
+    assert not caplog.records
 
 
 def test_the_thread_is_over_when_it_was_closed() -> None:
