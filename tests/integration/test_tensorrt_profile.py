@@ -1,10 +1,8 @@
 """The `tensorrt` profile's repository on a real Triton, its engines replaced by the runner of the `cpu` profile.
 
-Engines do not run here. All else is as it is composed for them: dimensions, dynamic batching, queue policies, warm-ups.
+Engines do not run here. All else is as it is composed for them: precision, dimensions, dynamic batching, warm-ups.
 """
 
-import base64
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from google.protobuf import text_format
-from PIL import Image
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -24,12 +21,14 @@ from multsd_export import pipeline
 from multsd_export.engines import artefact
 from multsd_export.engines.machine import Machine
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import CPU, TENSORRT, Precision
+from multsd_export.profiles import CPU, TENSORRT
+from multsd_export.verify.picture import psnr
 from multsd_gateway.stack.supervisor import Stack, running_stack
 from tests.integration.conftest import ROOT, stack_settings
+from tests.integration.requests_and_pictures import picture
 
 NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-WORK_DIR = ROOT / "build" / "onnx"
+SAME_PICTURE = 50.0  # dB; half precision beside full
 
 
 def write_plan(_onnx: Path, plan: Path, _ranges: Any, _settings: Any, cache: Path, _report: Any) -> None:
@@ -40,16 +39,10 @@ def write_plan(_onnx: Path, plan: Path, _ranges: Any, _settings: Any, cache: Pat
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    """The demo checkpoint composed for engines; `make export` has its ONNX files ready."""
+    """The demo checkpoint composed for engines."""
     folder = tmp_path_factory.mktemp("tensorrt")
-    work_dir = folder / "work"
-    for name in (*NETWORKS, "palette"):
-        if (WORK_DIR / name).is_dir():
-            shutil.copytree(WORK_DIR / name, work_dir / name)
     checkpoint = ROOT / "export" / "demo_checkpoint" / "checkpoint"
-    options = Options(
-        checkpoint, folder / "repository", ROOT / "model_repository", work_dir, TENSORRT, precision=Precision.FP32
-    )
+    options = Options(checkpoint, folder / "repository", ROOT / "model_repository", folder / "work", TENSORRT)
     quiet: Callable[[str, float], None] = lambda _stage, _share: None  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(artefact, "build_engine", write_plan)
@@ -71,7 +64,7 @@ def replace_engine(options: Options, name: str) -> None:
     config.MergeFrom(text_format.Parse(CPU.settings(name), model_config_pb2.ModelConfig()))
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
     (folder / "1" / "model.plan").unlink()
-    shutil.copyfile(options.work_dir / name / "model.onnx", folder / "1" / "model.onnx")
+    shutil.copyfile(options.work_dir / f"{name}-fp16" / "model.onnx", folder / "1" / "model.onnx")
     assert CPU.runner is not None
     shutil.copyfile(CPU.runner.model, folder / "1" / "model.py")
     for sibling in CPU.runner.siblings:
@@ -89,13 +82,16 @@ def served(composed: Options, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield stack, f"127.0.0.1:{settings.triton_grpc_port}"
 
 
-def test_the_seeds_request_is_answered(served: tuple[Stack, str]) -> None:
-    request = json.loads((ROOT / "client" / "examples" / "request.json").read_text())
-    answer = httpx.post(f"{served[0].url}/multsd", json=request, timeout=120)
-    assert answer.status_code == 200
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["image"]))))
-    assert picture.shape == (512, 512, 3)
-    assert picture.std() > 5
+def test_the_seeds_request_gives_the_picture_of_the_cpu_profile(
+    served: tuple[Stack, str], gateway: httpx.Client
+) -> None:
+    body = json.loads((ROOT / "client" / "examples" / "request.json").read_text()) | {"output_format": "png"}
+    with httpx.Client(base_url=served[0].url, timeout=120) as half:
+        found, expected = (
+            picture(each.post("/multsd", json=body).raise_for_status().json()) for each in (half, gateway)
+        )
+    assert found.shape == (512, 512, 3)
+    assert psnr(found, expected) > SAME_PICTURE
 
 
 def test_triton_has_taken_what_the_profile_says(served: tuple[Stack, str]) -> None:
