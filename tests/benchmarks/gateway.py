@@ -17,7 +17,6 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc.aio import InferenceServerClient
 
@@ -25,6 +24,7 @@ from multsd_client.request import GenerationRequest, Region
 from multsd_client.shapes import Box
 from multsd_client.tensors import MODEL
 from multsd_client.triton import infer_inputs, model_request
+from tests.benchmarks.console import wide_console
 from tests.integration.conftest import ROOT
 from tests.stand_in.triton import running_gateway, running_stand_in
 
@@ -142,7 +142,7 @@ def main() -> None:
     over = {quantile: figures["gateway without coding"][quantile] - figures["gRPC"][quantile] for quantile in GOALS_MS}
     table.add_row("gateway over gRPC", *(f"{value:.1f}" for value in over.values()))
     table.add_row("goal, at most", *(f"{goal:.1f}" for goal in GOALS_MS.values()))
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print(f"{refused:.0f} bodies a second refused by validation")
     _write({"milliseconds": figures, "over": over, "refused_per_second": refused})

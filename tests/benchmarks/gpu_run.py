@@ -39,6 +39,7 @@ from multsd_gateway.stack.supervisor import stopped_at_the_end
 from multsd_gateway.stack.triton import start_triton
 from multsd_gateway.stack.waiting import wait_until_ready
 from pipeline import prepare
+from tests.benchmarks.console import wide_console
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import eager_networks, row_flops
 from tests.benchmarks.processes import Apart
@@ -129,7 +130,7 @@ def main(
     device = torch.device("cuda" if gpu else "cpu")
     machine = machine_name()
     results: Row = {"machine": machine, "size": size, "variant": variant, "torch": torch.__version__, "subjects": {}}
-    progress = Progress(Console(), RESULTS / f"{variant}.json", results)
+    progress = Progress(wide_console(), RESULTS / f"{variant}.json", results)
     progress.tell(f"{machine}; {size} size, {variant}, torch {torch.__version__}")
     chosen = subjects(size)
     with progress.stage("checkpoints and repositories"):

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 import typer
 from google.protobuf import json_format
-from rich.console import Console
 from rich.table import Table
 
 from multsd_export.checkpoint import Checkpoint
@@ -28,6 +27,7 @@ from multsd_export.networks import networks_of
 from multsd_export.parity import relative_error
 from multsd_export.profiles import TORCH_VARIANTS, Device, torch_profile
 from multsd_export.verify.networks import network_batches
+from tests.benchmarks.console import wide_console
 from tests.benchmarks.gpu_cases import Size, Subject, subjects
 from tests.benchmarks.gpu_published import row_flops
 from tests.benchmarks.gpu_run import DEFAULT, RESULTS, ROW_COUNTS, Progress, Row, compose, machine_name
@@ -89,7 +89,7 @@ def main(
     file, name = RESULTS / "variants.json", known[family].name
     results: Row = {"machine": machine_name(), "checkpoint": name, "torch": torch.__version__}
     results["variants"] = measured_before(file, results)
-    progress = Progress(Console(), file, results)
+    progress = Progress(wide_console(), file, results)
     progress.tell(f"{results['machine']}; {name}, torch {torch.__version__}")
     measure(known[family], chosen, torch.device("cuda" if gpu else "cpu"), RESULTS / name, progress)
     progress.console.print(table(results))

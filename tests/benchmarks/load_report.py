@@ -11,6 +11,8 @@ from typing import Any, Self
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from tests.benchmarks.console import wide_console
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -43,7 +45,7 @@ class Report:
         """name: of the part."""
         self._name = name
         self._folder = folder
-        self._console = console or Console()
+        self._console = console or wide_console()
         self._shown: list[RenderableType] = []
         self._figures: dict[str, Any] = {}
         self._goals: list[Goal] = []

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from checkpoint_files import load_checkpoint
 from demo_checkpoint.pictures import Pixels
+from tests.benchmarks.console import wide_console
 from tests.benchmarks.quality_metrics import score_picture
 from tests.benchmarks.quality_oracle import filled_picture, oracle_picture
 from tests.benchmarks.quality_painting import VARIANTS, OnnxNetworks, Painter
@@ -29,7 +30,6 @@ from tests.benchmarks.quality_summary import FILLED, ORACLE, Result
 
 SHEET_ROWS = 8
 SHOWN = {**PAINTED, ORACLE: TITLES[ORACLE]}  # on the sheet
-TABLE_WIDTH = 132
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,6 @@ def main(
         console.print(table)
     write(output, json.dumps(figures, indent=1) + "\n", painted)
     console.print(f"{figures['wall_seconds'] / 60:.1f} min; wrote {output / 'quality.json'}, {output / 'quality.png'}")
-
-
-def wide_console() -> Console:
-    """The terminal, or where there is none, such as in a log, lines that hold the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 def paint_all(requests: Sequence[Request], painter: Painter, *, jobs: int, console: Console) -> list[Painted]:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import tritonclient.grpc as grpcclient
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from checkpoint_files import load_checkpoint
 from multsd_gateway.stack.supervisor import running_stack
 from pipeline import prepare
+from tests.benchmarks.console import wide_console
 from tests.benchmarks.published import Painted, onnx_networks, paint_published, torch_networks
 from tests.benchmarks.request_cases import CASES, Case
 from tests.integration.conftest import REPOSITORY, ROOT, stack_settings
@@ -54,7 +54,7 @@ def main(
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     settings = stack_settings(RESULTS)
-    console = Console()
+    console = wide_console()
     with (
         running_stack(*settings, report=lambda _: None) as stack,
         httpx.Client(base_url=stack.url, timeout=600, transport=httpx.HTTPTransport()) as http,

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from decoding import decode
 from demo_checkpoint.pictures import random_picture
 from demo_checkpoint.train_vae import cell_colours, to_tensor
 from pipeline import TILE_OVERLAP
+from tests.benchmarks.console import wide_console
 from tests.benchmarks.quality_metrics import score_picture
 from tests.benchmarks.quality_oracle import oracle_picture
 from tests.benchmarks.quality_painting import VARIANTS, OnnxNetworks, Painter
@@ -133,7 +133,7 @@ def _tiles_row(networks: OnnxNetworks, *, tile: int, cell: int) -> Row:
 
 
 def _print(rows: list[Row], tiles: Row, *, requests: int, steps: int) -> None:
-    console = Console()
+    console = wide_console()
     title = f"{SIZE[1]}x{SIZE[0]}, {requests} requests of 1 to 4 masks, {steps} steps, a fifth of them bootstrapped"
     table = Table("stride, cells", "UNet rows", "seconds", "IoU / oracle", "seams", title=title)
     for row in rows:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.console import wide_console
 from tests.integration.conftest import ROOT
 from tests.stand_in.pair import EVENTS, Reply, load, running_pair, wait_for_replies
 
@@ -52,6 +52,6 @@ def main() -> None:
     for name, row in rows.items():
         times = [f"{row[column]:.0f}" for column in ("p50", "p99", "most")]
         table.add_row(name, str(row["sent"]), str(row["failed"]), *times, f"{row['left_out']:.1f}")
-    Console().print(table)
+    wide_console().print(table)
     path: Path = RESULTS / "tritons.json"
     path.write_text(json.dumps(rows, indent=2) + "\n")
