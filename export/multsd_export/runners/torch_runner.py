@@ -109,11 +109,11 @@ def make_forward(module: modules.Wrapper, model: Model, device: torch.device) ->
     """The network as a function: called as it is, replayed from CUDA graphs, compiled, or what of the first two is
     measured to be faster, in either memory format.
 
-    A CUDA graph has static shapes, so one is captured for every number of rows; compiled code takes all of them.
+    A CUDA graph has static shapes, so one is captured for every number of rows; compiled code takes several of them.
     """
     execution = chosen(model, "execution", EXECUTIONS)
     if execution == "compile":
-        return torch.compile(module, dynamic=True)
+        return compile_all(module, draw_inputs(module, model, device, seed=0))
     if execution == "cuda-graphs":
         return capture_all(module, draw_inputs(module, model, device, seed=0))
     if execution == "autotune":
@@ -126,6 +126,18 @@ def make_forward(module: modules.Wrapper, model: Model, device: torch.device) ->
     return module
 
 
+@torch.no_grad()
+def compile_all(module: modules.Wrapper, largest: Sequence[Tensor]) -> Forward:
+    """Compiled code for every number of rows up to that of the largest inputs.
+
+    A number that the code so far does not take would be compiled within a request, which is minutes.
+    """
+    forward: Forward = torch.compile(module, dynamic=True)
+    for rows in range(len(largest[0]), 0, -1):
+        forward(*(tensor[:rows] for tensor in largest))
+    return forward
+
+
 def draw_inputs(module: modules.Wrapper, model: Model, device: torch.device, *, seed: int) -> list[Tensor]:
     """Inputs like those that come, of as many rows as the model takes.
 
@@ -135,7 +147,7 @@ def draw_inputs(module: modules.Wrapper, model: Model, device: torch.device, *, 
     inputs = []
     for name, shape in zip(model.inputs, model.shapes, strict=True):
         if any(dim < 0 for dim in shape):
-            raise ValueError(f"execution: CUDA graphs need static shapes, {name} has {list(shape)}.")
+            raise ValueError(f"execution: expected static shapes, {name} has {list(shape)}.")
         size = (model.max_rows, *shape)
         if name == "input_ids":  # one that a vocabulary lacks would end the GPU's context, and with it the process
             drawn = torch.randint(module.model.config.vocab_size, size, generator=generator, dtype=torch.int32)

@@ -1,7 +1,7 @@
 """The `torch` profile: what is composed of a checkpoint, and that its runner computes what the checkpoint does."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,8 +203,34 @@ def test_networks_are_measured_with_inputs_like_those_that_come(options: Options
 
 
 def test_graphs_of_a_network_with_sizes_of_any_kind_are_refused(options: Options, runner: Any) -> None:
-    with pytest.raises(ValueError, match=r"need static shapes, latent_sample has \[4, -1, -1\]"):
+    with pytest.raises(ValueError, match=r"execution: expected static shapes, latent_sample has \[4, -1, -1\]"):
         served(runner, options, "vae_decoder", execution="cuda-graphs")
+
+
+def test_every_number_of_rows_is_compiled_before_requests_come(
+    options: Options, runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch does, code is compiled anew for one row and for 16."""
+    compiled: list[int] = []
+
+    def compile_(module: Callable[..., Any], *, dynamic: bool) -> Callable[..., Any]:
+        assert dynamic
+
+        def forward(*inputs: torch.Tensor) -> Any:
+            compiled.append(len(inputs[0]))
+            assert not torch.is_grad_enabled(), "code is compiled anew where gradients are wanted or not"
+            return module(*inputs)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model = served(runner, options, "unet", execution="compile")
+    assert sorted(compiled) == list(range(1, 17))
+    inputs = tuple(tensor[:3] for tensor in drawn(runner, options, model, seed=0))
+    np.testing.assert_array_equal(
+        answer(model, inputs)[0], answer(served(runner, options, "unet", execution="eager"), inputs)[0]
+    )
+    assert len(compiled) == 17
 
 
 @pytest.mark.parametrize(
