@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +38,7 @@ from multsd_export.verify.run import Session, Verification
 from multsd_export.verify.server import Server
 
 Array = npt.NDArray[Any]
+README = Path(__file__).parents[3] / "export" / "README.md"
 BATCH = 4
 TORCH, CONSISTENT, ROWS = (
     "equals torch at every batch size",
@@ -258,6 +262,25 @@ def test_a_report_says_what_is_known_of_cuda_graphs(
     (of_engines,) = run._graphs_checks({**manifest, "profile": "tensorrt"}, graphs)
     assert of_engines.passed == passed
     assert of_engines.detail == detail + (run.UNSEEN_CAPTURES if passed else "")
+
+
+# Every line of Triton's TensorRT backend for an engine that has no CUDA graph (src/instance_state.cc, July 2026).
+FAILED_CAPTURES = """\
+W1128 10:00:00.000000 1 instance_state.cc:3878] "Detected shape tensor, CUDA graph is not captured forunet_0_0"
+E1128 10:00:00.000000 1 instance_state.cc:3893] "Failed to set cuda graph shape for unet_0_0trt failed to set input"
+W1128 10:00:00.000000 1 instance_state.cc:3917] "unable to record CUDA graph for unet_0_0"
+E1128 10:00:00.000000 1 instance_state.cc:3939] "unable to start CUDA graph for unet_0_0: out of memory"
+E1128 10:00:00.000000 1 instance_state.cc:3979] "unable to finish CUDA graph for unet_0_0: out of memory"
+E1128 10:00:00.000000 1 instance_state.cc:3995] "unable to instantiate CUDA graph for unet_0_0: out of memory"
+"""
+LOADED = "I1128 10:00:00.000000 1 model_lifecycle.cc:849] \"successfully loaded 'unet'\"\n"
+
+
+@pytest.mark.parametrize("text", [run.UNSEEN_CAPTURES, README.read_text()], ids=["report", "README"])
+def test_the_command_that_is_named_finds_every_capture_that_failed(text: str) -> None:
+    (command,) = re.findall(r'grep [^"`]*"cuda graph"', text, re.IGNORECASE)
+    found = subprocess.run(shlex.split(command), input=LOADED + FAILED_CAPTURES, capture_output=True, text=True)
+    assert found.stdout == FAILED_CAPTURES
 
 
 def test_a_picture_with_cuda_graphs_is_held_to_the_one_without() -> None:
