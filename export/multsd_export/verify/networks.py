@@ -205,6 +205,7 @@ def _speed(served: ServedNetwork, rows: Tensors) -> Speed:
     told = [(seconds, of_server) for seconds, of_server in calls if of_server is not None]
     first = next(iter(rows.values()))
     return Speed(
+        subject=served.subject,
         network=served.network.name,
         batch_size=len(first),
         shape=first.shape[1:],

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-FORMAT = 3  # 2: a check may have passed: null; 3: unfinished, and server_seconds may be null
+# 2: a check may have passed: null; 3: unfinished, and server_seconds may be null; 4: a speed's subject
+FORMAT = 4
 RESULTS = {True: "pass", False: "FAIL", None: "-"}
 
 
@@ -25,6 +26,7 @@ class Check:
 class Speed:
     """One network at one batch size, called through gRPC by one client."""
 
+    subject: str  # as of the network's checks: with CUDA graphs it has a name of its own
     network: str
     batch_size: int
     shape: tuple[int, ...]  # of one row of the first input
@@ -94,7 +96,7 @@ class Report:
         speeds = Table("network", "row", "batch", "ms a call", "of it the network", "rows/s", title="speed, one client")
         for speed in self.speeds:
             speeds.add_row(
-                speed.network,
+                speed.subject,
                 "x".join(map(str, speed.shape)),
                 str(speed.batch_size),
                 f"{speed.seconds * 1e3:.1f}",

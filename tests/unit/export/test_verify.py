@@ -264,6 +264,21 @@ def test_a_report_says_what_is_known_of_cuda_graphs(
     assert of_engines.detail == detail + (run.UNSEEN_CAPTURES if passed else "")
 
 
+def test_speeds_with_and_without_cuda_graphs_are_told_apart() -> None:
+    rows = {"sample": np.ones((1, 3), np.float32)}
+    speeds = [
+        networks._speed(ServedNetwork(NETWORK, REFERENCE, DoublingServer(), BATCH, cuda_graphs=graphs), rows)
+        for graphs in (False, True)
+    ]
+    report = Report({}, speeds=speeds)
+    told = ["network", "network, CUDA graphs"]
+    assert [(each["subject"], each["network"]) for each in report.as_json()["speeds"]] == [
+        (subject, "network") for subject in told
+    ]
+    _, table = report.tables()
+    assert list(table.columns[0].cells) == told
+
+
 # Every line of Triton's TensorRT backend for an engine that has no CUDA graph (src/instance_state.cc, July 2026).
 FAILED_CAPTURES = """\
 W1128 10:00:00.000000 1 instance_state.cc:3878] "Detected shape tensor, CUDA graph is not captured forunet_0_0"
