@@ -6,7 +6,7 @@ B rows of at most the largest batch. The server should be idle: rows of other cl
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ ROW_LIMITS = {Precision.FP32: 1e-5, Precision.FP16: 1e-3}
 SEED = 1  # another than the export's comparison
 TORCH_ROWS = 4  # at a time, to bound torch's memory
 TIMED_CALLS = 5
+SETTLING_SECONDS, POLL_SECONDS = 2.0, 0.01  # until a call that was answered is in the statistics
 
 EQUALS_TORCH = "equals torch at every batch size"
 CONSISTENT = "answers A, B, A consistently"
@@ -35,7 +36,7 @@ IDENTICAL_ROWS = "computes identical rows alike"
 Tensors = Mapping[str, Array]  # name -> (B, ...)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServedNetwork:
     """A network, what it computes in torch, and the server that it is held to."""
 
@@ -45,6 +46,7 @@ class ServedNetwork:
     max_batch_size: int
     cuda_graphs: bool = False  # whether this server replays it from them
     every_size: bool = False  # whether batch sizes may differ in how they are computed, as they do with CUDA graphs
+    answered: int = field(default=0, init=False)  # calls
 
     @property
     def subject(self) -> str:
@@ -56,7 +58,9 @@ class ServedNetwork:
         sent = dict(inputs)
         if "timestep" in sent:
             sent["timestep"] = sent["timestep"][:, None]  # one a row; Triton's configuration takes the axis away
-        return self.server.infer(self.network.name, sent, self.network.outputs)
+        answer = self.server.infer(self.network.name, sent, self.network.outputs)
+        self.answered += 1
+        return answer
 
     def expect(self, inputs: Tensors) -> Tensors:
         """What torch computes. Raises TorchError."""
@@ -69,12 +73,46 @@ class ServedNetwork:
         return {name: each.numpy() for name, each in zip(self.network.outputs, tensors, strict=True)}
 
 
+class OwnTime:
+    """The seconds that the server has computed a network, read when they are those of every call that was answered.
+
+    Triton counts a call after it has answered it, so that the statistics may be a call behind, and a small call would
+    be told the seconds of the large one before it.
+    """
+
+    def __init__(self, served: ServedNetwork) -> None:
+        self._served = served
+        start = self._statistics()
+        self._others = None if start is None else start[0] - served.answered  # calls of others, before; None: not told
+
+    def seconds(self) -> float | None:
+        """Of all calls; None from where they cannot be told on: closed, never all counted, or others call too."""
+        deadline = time.monotonic() + SETTLING_SECONDS
+        while self._others is not None and (found := self._statistics()) is not None:
+            count, seconds = found
+            expected = self._others + self._served.answered
+            if count == expected:
+                return seconds
+            if count > expected or time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        self._others = None  # so that no further call is waited for
+        return None
+
+    def _statistics(self) -> tuple[int, float] | None:
+        try:
+            return self._served.server.compute_time(self._served.network.name)
+        except ServerError:
+            return None  # the report says why: `run`
+
+
 def verify_network(served: ServedNetwork, batches: Sequence[Tensors]) -> tuple[list[Check], list[Speed]]:
     """Every check of one network.
 
     Args:
         batches: full batches; their rows differ, and so may the shapes of a row from batch to batch.
     """
+    own_time = OwnTime(served)
     checks = [
         _answered(served, EQUALS_TORCH, lambda: _against_torch(served, batches)),
         _answered(served, CONSISTENT, lambda: _consistent(served, batches)),
@@ -82,7 +120,7 @@ def verify_network(served: ServedNetwork, batches: Sequence[Tensors]) -> tuple[l
     if served.max_batch_size > 1:
         checks.append(_answered(served, IDENTICAL_ROWS, lambda: _identical_rows(served, batches[0])))
     try:
-        speeds = [_speed(served, slice_rows(rows, 0, size)) for rows in batches for size in _sizes(served)]
+        speeds = [_speed(served, own_time, slice_rows(rows, 0, size)) for rows in batches for size in _sizes(served)]
     except ServerError:
         speeds = []  # a check has failed for it
     return checks, speeds
@@ -199,9 +237,9 @@ def _equal(one: Tensors, other: Tensors) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def _speed(served: ServedNetwork, rows: Tensors) -> Speed:
+def _speed(served: ServedNetwork, own_time: OwnTime, rows: Tensors) -> Speed:
     """Medians of the same calls, so that a part is never longer than the whole."""
-    calls = [_timed(served, rows) for _ in range(TIMED_CALLS)]
+    calls = [_timed(served, own_time, rows) for _ in range(TIMED_CALLS)]
     told = [(seconds, of_server) for seconds, of_server in calls if of_server is not None]
     first = next(iter(rows.values()))
     return Speed(
@@ -214,20 +252,11 @@ def _speed(served: ServedNetwork, rows: Tensors) -> Speed:
     )
 
 
-def _timed(served: ServedNetwork, rows: Tensors) -> tuple[float, float | None]:
+def _timed(served: ServedNetwork, own_time: OwnTime, rows: Tensors) -> tuple[float, float | None]:
     """Seconds of one call, and of it the network's own where the server tells them for this call alone."""
-    before = _compute_time(served)
+    before = own_time.seconds()
     started = time.perf_counter()
     served.call(rows)
     seconds = time.perf_counter() - started
-    after = _compute_time(served)
-    if before is None or after is None or after[0] != before[0] + 1:
-        return seconds, None
-    return seconds, after[1] - before[1]
-
-
-def _compute_time(served: ServedNetwork) -> tuple[int, float] | None:
-    try:
-        return served.server.compute_time(served.network.name)
-    except ServerError:
-        return None  # the report says why: `run`
+    after = own_time.seconds()
+    return seconds, None if before is None or after is None else after - before

@@ -31,7 +31,7 @@ class Speed:
     batch_size: int
     shape: tuple[int, ...]  # of one row of the first input
     seconds: float  # a call, from the client's side
-    server_seconds: float | None  # of it the network's own time; None: Triton does not tell. Both are medians of calls
+    server_seconds: float | None  # of it the network's own time; None: not told. Both are medians of calls
 
     @property
     def rows_per_second(self) -> float:

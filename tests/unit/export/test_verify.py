@@ -30,7 +30,7 @@ from multsd_export.modules import Wrapper
 from multsd_export.networks import Network, networks_of
 from multsd_export.profiles import Device, Precision
 from multsd_export.verify import networks, run
-from multsd_export.verify.networks import ServedNetwork, network_batches, verify_network
+from multsd_export.verify.networks import OwnTime, ServedNetwork, network_batches, verify_network
 from multsd_export.verify.picture import psnr, verify_graphs_picture
 from multsd_export.verify.reference import ACTIVATION_BYTES, Reference, choose_device
 from multsd_export.verify.report import Check, Report, Speed
@@ -267,8 +267,10 @@ def test_a_report_says_what_is_known_of_cuda_graphs(
 def test_speeds_with_and_without_cuda_graphs_are_told_apart() -> None:
     rows = {"sample": np.ones((1, 3), np.float32)}
     speeds = [
-        networks._speed(ServedNetwork(NETWORK, REFERENCE, DoublingServer(), BATCH, cuda_graphs=graphs), rows)
-        for graphs in (False, True)
+        networks._speed(served, OwnTime(served), rows)
+        for served in (
+            ServedNetwork(NETWORK, REFERENCE, DoublingServer(), BATCH, cuda_graphs=graphs) for graphs in (False, True)
+        )
     ]
     report = Report({}, speeds=speeds)
     told = ["network", "network, CUDA graphs"]
@@ -387,11 +389,42 @@ class SlowOnce(DoublingServer):
 
 
 class ToldLate(DoublingServer):
-    """The statistics of the second call come with the third's."""
+    """A millisecond a row; a call is counted once the statistics have been asked for after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = 0
+        self.computed: list[float] = []  # seconds
+
+    def answer(self, sample: Array) -> Array:
+        self.computed.append(len(sample) * 0.001)
+        return super().answer(sample)
 
     def compute_time(self, model: str) -> tuple[int, float]:  # noqa: ARG002
-        told = self.calls - (self.calls == 2)
-        return told, told * 0.001
+        counted, self.counted = self.counted, self.calls
+        return counted, sum(self.computed[:counted])
+
+
+class LosesACall(DoublingServer):
+    """Its second call is never counted."""
+
+    asked = 0
+
+    def compute_time(self, model: str) -> tuple[int, float]:  # noqa: ARG002
+        self.asked += 1
+        counted = self.calls - (self.calls > 1)
+        return counted, counted * 0.001
+
+
+class OtherClients(DoublingServer):
+    """Somebody else's call is counted with the second."""
+
+    asked = 0
+
+    def compute_time(self, model: str) -> tuple[int, float]:  # noqa: ARG002
+        self.asked += 1
+        counted = self.calls + (self.calls > 1)
+        return counted, counted * 0.001
 
 
 class ClosedStatistics(DoublingServer):
@@ -403,12 +436,39 @@ class ClosedStatistics(DoublingServer):
 
 def speed(server: Server) -> Speed:
     rows = {"sample": np.ones((1, 3), np.float32)}
-    return networks._speed(ServedNetwork(NETWORK, REFERENCE, server, BATCH), rows)
+    served = ServedNetwork(NETWORK, REFERENCE, server, BATCH)
+    return networks._speed(served, OwnTime(served), rows)
 
 
-@pytest.mark.parametrize("server", [SlowOnce(), ToldLate()], ids=lambda value: type(value).__name__)
-def test_the_networks_share_of_a_call_is_a_median_as_the_call_is(server: Server) -> None:
-    assert speed(server).server_seconds == pytest.approx(0.001)
+def test_the_networks_share_of_a_call_is_a_median_as_the_call_is() -> None:
+    assert speed(SlowOnce()).server_seconds == pytest.approx(0.001)
+
+
+def test_a_call_is_told_its_own_seconds_where_triton_counts_it_after_the_answer() -> None:
+    rows = {"sample": np.arange(1, 3 * BATCH + 1, dtype=np.float32).reshape(BATCH, 3)}
+    server = ToldLate()
+    served = ServedNetwork(NETWORK, REFERENCE, server, BATCH)
+    own_time = OwnTime(served)
+    served.call(rows)
+    first = networks._timed(served, own_time, {"sample": rows["sample"][:1]})
+    assert first[1] == pytest.approx(0.001), "not those of the large call before it"
+    _, speeds = verify_network(ServedNetwork(NETWORK, REFERENCE, server, BATCH), [rows])
+    assert [each.server_seconds for each in speeds] == pytest.approx([0.001, 0.002, 0.003, 0.004])
+
+
+@pytest.mark.parametrize("server", [LosesACall(), OtherClients()], ids=lambda value: type(value).__name__)
+def test_seconds_that_may_be_another_calls_are_left_out_and_no_further_call_is_waited_for(
+    server: LosesACall | OtherClients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "SETTLING_SECONDS", 0.05)
+    rows = {"sample": np.ones((1, 3), np.float32)}
+    served = ServedNetwork(NETWORK, REFERENCE, server, BATCH)
+    own_time = OwnTime(served)
+    assert networks._timed(served, own_time, rows)[1] == pytest.approx(0.001)
+    assert networks._timed(served, own_time, rows)[1] is None
+    asked = server.asked
+    assert networks._timed(served, own_time, rows)[1] is None
+    assert server.asked == asked
 
 
 def test_where_statistics_are_closed_the_speed_is_the_clients_alone_and_the_report_says_so() -> None:
