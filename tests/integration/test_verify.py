@@ -97,7 +97,7 @@ def test_a_broken_network_fails_and_is_named(exported: Options, tmp_path: Path) 
         ("unet", "equals torch at every batch size"),
         ("picture", "has torch's latents"),
     }
-    assert "unet: equals torch at every batch size: at most" in output.splitlines()[-1]
+    assert "\n  unet: equals torch at every batch size: at most" in output
 
 
 def test_a_server_that_is_not_there_is_one_sentence(exported: Options, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 # 2: a check may have passed: null; 3: unfinished, and server_seconds may be null; 4: a speed's subject
 FORMAT = 4
+REASON = 120  # characters of one in the verdict, at most
 RESULTS = {True: "pass", False: "FAIL", None: "-"}
 
 
@@ -64,16 +65,16 @@ class Report:
         return any(check.passed for check in self.checks) and not self.failures and not self.unfinished
 
     def verdict(self) -> str:
-        """Pass or fail and why, in one sentence."""
+        """Pass or fail in one line, then a short one for each check that failed; the checks have it whole."""
         looked_at = len(self.checks) - len(self.skipped)
-        skipped = f"; {len(self.skipped)} not looked at: {_list(self.skipped)}" if self.skipped else ""
+        told = (f"{_title(check)}: {_cut(check.detail)}" for check in self.skipped)
+        skipped = f"; {len(self.skipped)} not looked at: {'; '.join(told)}" if self.skipped else ""
         if self.passed:
             return f"passed: {looked_at} checks{skipped}"
         found = f"{len(self.failures)} of {looked_at} checks"
-        failures = f": {_list(self.failures)}" if self.failures else ""
         if self.unfinished:
-            return f"failed: {self.unfinished}; before it {found} failed{failures}{skipped}"
-        return f"failed: {found}{failures}{skipped}"
+            found = f"{self.unfinished}; before it {found} failed"
+        return "\n  ".join([f"failed: {found}{skipped}", *_reasons(self.failures)])
 
     def as_json(self) -> dict[str, Any]:
         """The report's file."""
@@ -106,5 +107,18 @@ class Report:
         yield speeds
 
 
-def _list(checks: Iterable[Check]) -> str:
-    return "; ".join(f"{check.subject}: {check.name}: {check.detail}" for check in checks)
+def _reasons(failures: Iterable[Check]) -> Iterator[str]:
+    """A line for each; a reason that several have is told once."""
+    told: dict[str, str] = {}  # reason -> the first that it is told of
+    for check in failures:
+        first = told.setdefault(check.detail, _title(check))
+        yield f"{_title(check)}: {_cut(check.detail) if first == _title(check) else f'see {first}'}"
+
+
+def _title(check: Check) -> str:
+    return f"{check.subject}: {check.name}"
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= REASON else f"{line[: REASON - 2]} …"

@@ -356,8 +356,25 @@ def test_inputs_fill_a_batch_and_a_vaes_pictures_stay_within_its_engine(checkpoi
 def test_the_verdict_names_every_check_that_failed() -> None:
     report = Report({}, [Check("unet", "is right", True, "0"), Check("vae_decoder", "is right", False, "0.3 apart")])
     assert not report.passed
-    assert report.verdict() == "failed: 1 of 2 checks: vae_decoder: is right: 0.3 apart"
+    assert report.verdict() == "failed: 1 of 2 checks\n  vae_decoder: is right: 0.3 apart"
     assert report.as_json()["verdict"] == report.verdict()
+
+
+def test_a_verdict_is_short_and_tells_a_reason_once_where_the_report_has_it_whole() -> None:
+    reason = "unet: the server answers StatusCode.INTERNAL " + "INVALID_ARGUMENT : Got invalid dimensions " * 20
+    checks = [Check("unet", name, False, reason) for name in (TORCH, CONSISTENT, ROWS)]
+    command = Check("repository", "engines belong", False, "TensorRT differs\nbuild them again: multsd-export")
+    report = Report({}, [*checks, command, Check("repository", "is fast", None, reason)])
+    first, *lines = report.verdict().splitlines()
+    assert first.startswith("failed: 4 of 4 checks; 1 not looked at: repository: is fast: unet: the server answers ")
+    assert lines == [
+        f"  unet: {TORCH}: {reason[:118]} …",
+        f"  unet: {CONSISTENT}: see unet: {TORCH}",
+        f"  unet: {ROWS}: see unet: {TORCH}",
+        "  repository: engines belong: TensorRT differs build them again: multsd-export",
+    ]
+    assert all(len(line) < 200 for line in (first, *lines))
+    assert [check["detail"] for check in report.as_json()["checks"][:3]] == [reason] * 3
 
 
 def test_a_report_without_checks_has_not_passed() -> None:
@@ -374,8 +391,8 @@ def test_an_error_that_ends_it_is_told_with_what_was_found_before() -> None:
     report = Report({}, found, unfinished="picture could not be finished: RuntimeError out of luck")
     assert not report.passed
     assert report.verdict() == (
-        "failed: picture could not be finished: RuntimeError out of luck; before it 1 of 2 checks failed: "
-        "vae_decoder: is right: 0.3 apart"
+        "failed: picture could not be finished: RuntimeError out of luck; before it 1 of 2 checks failed\n"
+        "  vae_decoder: is right: 0.3 apart"
     )
     assert report.as_json()["unfinished"] == report.unfinished
     assert not Report({}, found[:1], unfinished="picture could not be finished: no luck").passed
@@ -597,8 +614,35 @@ def test_a_gpu_is_taken_where_it_has_room_beside_triton(monkeypatch: pytest.Monk
 def session_of(folder: Path) -> Session:
     """A verification of one network; what the repository says of itself is looked at first."""
     verification = Verification(folder, read_checkpoint(folder), "localhost:8001", 3, 60)
-    manifest = {"checkpoint": {"digest": "sha256:1"}, "files": {}, "engines": {}, "device": "cpu"}
-    return Session(verification, manifest, (NETWORK,), [Serving()], REFERENCE, Report({}))
+    digest = verification.checkpoint.digest
+    manifest = {"checkpoint": {"digest": digest}, "files": {}, "engines": {}, "device": "cpu"}
+    return Session(verification, manifest, (NETWORK,), [Serving(digest=digest)], REFERENCE, Report({}))
+
+
+@pytest.mark.parametrize(
+    ("made_from", "served", "failed"),
+    [("sha256:2", "sha256:2", "is made from this checkpoint"), (None, "sha256:2", "is what Triton serves")],
+    ids=["another checkpoint", "another repository in Triton"],
+)
+def test_nothing_is_compared_with_another_checkpoint(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch, made_from: str | None, served: str, failed: str
+) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(run, "_verify_network", lambda _session, network: compared.append(network.name))
+    monkeypatch.setattr(run, "_verify_pictures", lambda _session: compared.append("picture"))
+    session = session_of(checkpoint_folder)
+    run.verify(session, lambda _stage, _share: None)
+    assert compared == ["network", "picture"]
+    compared.clear()
+    manifest = {**session.manifest, "checkpoint": {"digest": made_from or session.manifest["checkpoint"]["digest"]}}
+    other = replace(session, manifest=manifest, servers=[Serving(digest=served)], report=Report({}))
+    run.verify(other, lambda _stage, _share: None)
+    assert compared == []
+    assert not other.report.passed
+    assert [check.name for check in other.report.failures] == [failed]
+    assert other.report.verdict().startswith(
+        "failed: networks and picture were not compared, since they are of another checkpoint; before it 1 of 3 checks "
+    )
 
 
 @pytest.mark.parametrize(
@@ -638,8 +682,8 @@ def test_the_report_is_written_and_the_tables_printed_when_an_error_ends_it(
     assert isinstance(result.exception, ZeroDivisionError)
     assert "is made from this" in result.output
     verdict = json.loads(file.read_text())["verdict"]
-    assert verdict.startswith("failed: network could not be finished: ZeroDivisionError division by zero; before it 1 ")
-    assert result.output.splitlines()[-1] == verdict
+    assert verdict.startswith("failed: network could not be finished: ZeroDivisionError division by zero; before it 0 ")
+    assert result.output.endswith(f"{verdict}\n")
 
 
 def test_psnr_of_a_known_error() -> None:
