@@ -98,9 +98,15 @@ def triton_grpc(stack: Stack, settings: tuple[StackSettings, Settings]) -> str:
 
 
 @contextmanager
-def running_triton(settings: StackSettings, log: Path) -> Iterator[Child]:
+def running_triton(settings: StackSettings, log: Path, config_name: str | None = None) -> Iterator[Child]:
     """A Triton of its own, killed at the end: how one stops is tested with `multsd-stack`."""
-    child = start_triton(settings.repository, ports=settings.triton_ports, backends=settings.backends, log=log)
+    child = start_triton(
+        settings.repository,
+        ports=settings.triton_ports,
+        backends=settings.backends,
+        log=log,
+        config_name=config_name,
+    )
     try:
         wait_until_ready(child, f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready", seconds=180)
         yield child
@@ -109,8 +115,8 @@ def running_triton(settings: StackSettings, log: Path) -> Iterator[Child]:
 
 
 @contextmanager
-def serve(repository: Path, folder: Path) -> Iterator[str]:
+def serve(repository: Path, folder: Path, config_name: str | None = None) -> Iterator[str]:
     """A Triton of its own for a repository, with its log in a folder; gives host:port of the gRPC endpoint."""
     settings, _ = stack_settings(folder, repository)
-    with running_triton(settings, folder / "triton.log"):
+    with running_triton(settings, folder / "triton.log", config_name):
         yield f"127.0.0.1:{settings.triton_grpc_port}"

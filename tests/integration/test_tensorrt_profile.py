@@ -56,13 +56,14 @@ def read_config(file: Path) -> Any:
 
 
 def replace_engine(options: Options, name: str) -> None:
-    """What runs a network, and on what; nothing else of its configuration changes."""
+    """What runs a network, and on what; nothing else of its configurations changes."""
     folder = options.output / name
-    config = read_config(folder / "config.pbtxt")
-    for field in ("platform", "default_model_filename", "instance_group"):
-        config.ClearField(field)
-    config.MergeFrom(text_format.Parse(CPU.settings(name), model_config_pb2.ModelConfig()))
-    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    for file in (folder / "config.pbtxt", *folder.glob("configs/*.pbtxt")):
+        config = read_config(file)
+        for field in ("platform", "default_model_filename", "instance_group"):
+            config.ClearField(field)
+        config.MergeFrom(text_format.Parse(CPU.settings(name), model_config_pb2.ModelConfig()))
+        file.write_text(text_format.MessageToString(config))
     (folder / "1" / "model.plan").unlink()
     shutil.copyfile(options.work_dir / f"{name}-fp16" / "model.onnx", folder / "1" / "model.onnx")
     assert CPU.runner is not None

@@ -109,7 +109,13 @@ def triton_environment(wheel: TritonWheel) -> dict[str, str]:
 
 
 def triton_command(
-    wheel: TritonWheel, *, repository: Path, backends: Path, ports: TritonPorts, shared_memory: str
+    wheel: TritonWheel,
+    *,
+    repository: Path,
+    backends: Path,
+    ports: TritonPorts,
+    shared_memory: str,
+    config_name: str | None = None,
 ) -> list[str]:
     """The server's command line; everything binds to loopback."""
     return [
@@ -125,6 +131,7 @@ def triton_command(
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
+        *([f"--model-config-name={config_name}"] if config_name else []),
     ]
 
 
@@ -138,8 +145,14 @@ def model_processes(triton: Child) -> dict[int, str]:
     return found
 
 
-def start_triton(repository: Path, *, ports: TritonPorts, backends: Path, log: Path) -> Child:
-    """Start the server; it is ready later. Raises PrerequisiteError."""
+def start_triton(
+    repository: Path, *, ports: TritonPorts, backends: Path, log: Path, config_name: str | None = None
+) -> Child:
+    """Start the server; it is ready later. Raises PrerequisiteError.
+
+    Args:
+        config_name: of the models' other configurations, taken where a model has one of that name.
+    """
     wheel = find_wheel()
     environment = triton_environment(wheel)
     check_shared_python(environment["LD_LIBRARY_PATH"])
@@ -151,5 +164,6 @@ def start_triton(repository: Path, *, ports: TritonPorts, backends: Path, log: P
         backends=assemble_backends(wheel, backends),
         ports=ports,
         shared_memory=shared_memory,
+        config_name=config_name,
     )
     return start_child("triton", command, environment=environment, log=log, leftovers=shared_memory)

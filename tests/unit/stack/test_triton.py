@@ -183,6 +183,21 @@ def test_no_model_is_started_a_second_time_to_complete_its_configuration(tmp_pat
     assert "--disable-auto-complete-config" in command
 
 
+def test_other_configurations_are_taken_where_they_are_named(tmp_path: Path) -> None:
+    def command(config_name: str | None) -> list[str]:
+        return triton_command(
+            wheel_in(tmp_path / str(config_name)),
+            repository=tmp_path,
+            backends=tmp_path,
+            ports=TritonPorts(),
+            shared_memory="mine_",
+            config_name=config_name,
+        )
+
+    assert "--model-config-name=cuda_graphs" in command("cuda_graphs")
+    assert not any(option.startswith("--model-config-name") for option in command(None))
+
+
 def test_stub_finds_the_running_pythons_packages_and_the_wheels_libraries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
