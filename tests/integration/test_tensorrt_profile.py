@@ -21,7 +21,7 @@ from multsd_export import pipeline
 from multsd_export.engines import artefact
 from multsd_export.engines.machine import Machine
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import CPU, TENSORRT
+from multsd_export.profiles import CPU, TENSORRT, Precision
 from multsd_export.verify.picture import psnr
 from multsd_gateway.stack.supervisor import Stack, running_stack
 from tests.integration.conftest import ROOT, stack_settings
@@ -65,7 +65,9 @@ def replace_engine(options: Options, name: str) -> None:
         config.MergeFrom(text_format.Parse(CPU.settings(name), model_config_pb2.ModelConfig()))
         file.write_text(text_format.MessageToString(config))
     (folder / "1" / "model.plan").unlink()
-    shutil.copyfile(options.work_dir / f"{name}-fp16" / "model.onnx", folder / "1" / "model.onnx")
+    half = (options.precision or options.profile.precision) is Precision.FP16
+    graph = options.work_dir / (f"{name}-{Precision.FP16}" if half else name) / "model.onnx"
+    shutil.copyfile(graph, folder / "1" / "model.onnx")
     assert CPU.runner is not None
     shutil.copyfile(CPU.runner.model, folder / "1" / "model.py")
     for sibling in CPU.runner.siblings:
