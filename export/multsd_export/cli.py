@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.engines.machine import this_machine
-from multsd_export.engines.record import check_engines
+from multsd_export.engines.record import check_engines, check_plans
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.errors import EngineError, ExportError, printable
 from multsd_export.json_files import write_json
@@ -97,13 +97,17 @@ def main(
 
 @app.command("check-engines")
 def check(repository: Composed) -> None:
-    """Refuse a repository whose engines were built for another TensorRT version or another kind of GPU."""
+    """Refuse a repository with an engine of another TensorRT version or kind of GPU, or without an engine's whole plan.
+
+    Every plan is read, about a second for a GB.
+    """
     with _refusals():
         manifest = composed_manifest(repository)
         if not manifest["engines"]:
             raise EngineError(f"{repository}: the profile is {manifest['profile']}, which has no engines.")
         machine = this_machine()
         check_engines(manifest, machine, repository)
+        check_plans(manifest, repository)
     console.print(
         f"{repository}: {len(manifest['engines'])} engines belong to this machine (TensorRT {machine.tensorrt}, "
         f"{machine.gpu}, compute capability {machine.compute_capability})",

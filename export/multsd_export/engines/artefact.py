@@ -12,12 +12,12 @@ from multsd_export.artefacts import Artefact, Progress, kept, read_stamp, write_
 from multsd_export.digests import file_digest, value_digest
 from multsd_export.engines.builder import build_engine
 from multsd_export.engines.machine import Machine
+from multsd_export.engines.record import PLAN_FILE
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.engines.shapes import ShapeRange
 from multsd_export.folders import replacing_folder
 from multsd_export.onnx_export import MODEL_FILE
 
-PLAN_FILE = "model.plan"
 SOURCES = ("builder.py",)  # what decides how an engine is built
 
 

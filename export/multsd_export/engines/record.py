@@ -1,4 +1,4 @@
-"""Whether the engines of a composed repository belong to a machine, and the export that builds them again."""
+"""Whether the engines of a composed repository are whole and of a machine, and the export that builds them again."""
 
 import shlex
 from collections.abc import Mapping
@@ -6,8 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from multsd_export.digests import file_digest
 from multsd_export.engines.machine import Machine
 from multsd_export.errors import EngineError
+
+PLAN_FILE = "model.plan"
+DIGITS = 12  # of a digest, in messages
+VERSION = "1"  # Triton's version folder; `compose`, which has its own, needs torch
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,36 @@ def check_engines(
     for name, record in manifest["engines"].items():
         built = Machine(record["tensorrt"], record["gpu"], record["compute_capability"])
         if built != machine:
-            rebuild = Rebuild(**manifest["rebuild"])
-            if checkpoint is not None:
-                rebuild = replace(rebuild, checkpoint=checkpoint)
             raise EngineError(
-                f"{name}: the engine was built with {built}, here is {machine}; build it again here: "
-                f"{rebuild.command(repository)}"
+                f"{name}: the engine was built with {built}, here is {machine}; "
+                f"{_again(manifest, repository, checkpoint)}"
             )
+
+
+def check_plans(manifest: Mapping[str, Any], repository: Path) -> None:
+    """Hold every engine's plan to its digest, not to its size alone: a damaged file may have the right one.
+
+    A GB takes about a second. Triton's start does not wait for it: an export that precedes it reads every file anyway.
+
+    Raises:
+        EngineError: naming the first plan that is missing or another, and the command that builds it again.
+    """
+    for name in manifest["engines"]:
+        plan = f"{name}/{VERSION}/{PLAN_FILE}"
+        file, expected = repository / plan, manifest["files"].get(plan)
+        if expected is None:
+            found = "the manifest's files lack it"
+        elif not file.is_file():
+            found = f"expected a file with the digest {expected[:DIGITS]}, found none"
+        elif (digest := file_digest(file)) != expected:
+            found = f"expected the digest {expected[:DIGITS]}, found {digest[:DIGITS]} ({file.stat().st_size} bytes)"
+        else:
+            continue
+        raise EngineError(f"{file}: {found}; {_again(manifest, repository)}")
+
+
+def _again(manifest: Mapping[str, Any], repository: Path, checkpoint: str | None = None) -> str:
+    rebuild = Rebuild(**manifest["rebuild"])
+    if checkpoint is not None:
+        rebuild = replace(rebuild, checkpoint=checkpoint)
+    return f"build it again here: {rebuild.command(repository)}"

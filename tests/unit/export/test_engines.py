@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from multsd_export import pipeline
 from multsd_export.cli import app
+from multsd_export.digests import file_digest
 from multsd_export.engines import artefact, machine
 from multsd_export.engines.machine import Machine
 from multsd_export.engines.progress import PhaseTree
@@ -403,6 +404,54 @@ def test_check_engines_says_for_which_machine_they_are(
     result = CliRunner().invoke(app, ["check-engines", str(options.output)])
     assert result.exit_code == 1
     assert f"build it again here: multsd-export --checkpoint {options.checkpoint} --output" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "expected a file with the digest {expected}, found none"),
+        (b"", "expected the digest {expected}, found e3b0c44298fc (0 bytes)"),
+        (b"engine of unEt", "expected the digest {expected}, found "),
+    ],
+    ids=["missing", "empty", "of the right size"],
+)
+def test_check_engines_refuses_a_plan_that_is_not_the_one_that_was_built(
+    content: bytes | None,
+    found: str,
+    options: Options,
+    built: list[str],
+    progress: Progress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export(options, progress)
+    assert built
+    monkeypatch.setattr("multsd_export.cli.this_machine", lambda: H100)
+    plan = options.output / "unet" / "1" / "model.plan"
+    expected = file_digest(plan)[:12]
+    plan.unlink()
+    if content is not None:
+        plan.write_bytes(content)
+    result = CliRunner().invoke(app, ["check-engines", str(options.output)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"multsd-export: {plan}: {found.format(expected=expected)}")
+    again = options.rebuild().command(options.output)
+    assert result.output.strip().endswith(f"; build it again here: {again}")
+    assert export(options, progress), "the same command mends it"
+    assert CliRunner().invoke(app, ["check-engines", str(options.output)]).exit_code == 0
+
+
+def test_check_engines_refuses_a_plan_that_the_manifest_does_not_know(
+    options: Options, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(options, lambda *_: None)
+    assert built
+    manifest = read_manifest(options.output) or {}
+    del manifest["files"]["unet/1/model.plan"]
+    (options.output / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("multsd_export.cli.this_machine", lambda: H100)
+    result = CliRunner().invoke(app, ["check-engines", str(options.output)])
+    assert result.exit_code == 1
+    assert "unet/1/model.plan: the manifest's files lack it; build it again here: " in result.output
 
 
 def test_a_manifest_of_another_format_is_refused(exported: Exported, tmp_path: Path) -> None:
