@@ -1,6 +1,8 @@
 """One engine's build, whole, with a TensorRT that takes the released bindings' calls and builds nothing."""
 
+import ctypes
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -313,6 +315,75 @@ def test_a_signal_while_the_graph_is_parsed_begins_no_build(building: Building, 
         building.run()
     assert building.trt.of(BUILD) == []
     assert building.files() == set()
+
+
+def call_in_a_foreign_thread(function: Callable[[], None]) -> None:
+    """Call it from a thread of the C library's, while this thread is in its `pthread_join`, which no signal ends."""
+    library = ctypes.CDLL(None)
+    routine = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _: function())
+    thread = ctypes.c_ulong()
+    assert library.pthread_create(ctypes.byref(thread), None, routine, None) == 0
+    assert library.pthread_join(thread, None) == 0
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_build_at_the_next_step_that_a_thread_of_tensorrts_own_tells(
+    building: Building, asked: signal.Signals
+) -> None:
+    went_on: list[bool] = []
+
+    def work() -> None:
+        building.monitor("phase_start", "Building", None, 3)
+        went_on.append(building.monitor("step_complete", "Building", 0))
+        signal.raise_signal(asked)
+        went_on.append(building.monitor("step_complete", "Building", 1))
+        went_on.append(building.monitor("step_complete", "Building", 2))
+
+    building.answers[BUILD] = lambda *_: call_in_a_foreign_thread(work)
+    with pytest.raises(KeyboardInterrupt):
+        building.run()
+    assert went_on == [True, False, False]
+    assert building.files() == {"timings.cache"}
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
+def test_other_signals_end_no_build(building: Building) -> None:
+    went_on: list[bool] = []
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        went_on.append(building.monitor("step_complete", "Building", 0))
+
+    def build(_network: Any, _config: Any) -> bytes:
+        call_in_a_foreign_thread(work)
+        return b"plan"
+
+    building.answers[BUILD] = build
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        building.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert went_on == [True]
+    assert (building.folder / "model.plan").read_bytes() == b"plan"
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
+def test_where_the_numbers_of_signals_went_before_they_go_again() -> None:
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno())
+        try:
+            with pytest.raises(KeyboardInterrupt), noted_signals():
+                signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert reader.recv(10) == bytes([signal.SIGINT])
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def test_signals_that_are_ignored_stay_ignored() -> None:
