@@ -35,6 +35,11 @@ Loras = Annotated[
 ]
 WorkDir = Annotated[Path, typer.Option(help="Keeps ONNX files, engines and weights for the next export.")]
 Composed = Annotated[Path, typer.Argument(metavar="REPOSITORY", help="A composed repository.")]
+TAKEN_BY = {  # options that one profile alone takes notice of
+    "--device": ProfileName.TORCH,
+    "--optimization-level": ProfileName.TENSORRT,
+    "--workspace-mib": ProfileName.TENSORRT,
+}
 CHECKPOINT = "Checkpoint folder in diffusers layout, or a hub repository owner/name@commit."
 
 
@@ -61,10 +66,16 @@ def main(
     work_dir: WorkDir = Path("build/onnx"),
     lora: Loras = None,
     precision: Annotated[Precision | None, typer.Option(help="Of the networks; left out, the profile's.")] = None,
-    device: Annotated[Device, typer.Option(help="What the torch profile runs on.")] = Device.GPU,
+    device: Annotated[Device | None, typer.Option(help="What the torch profile runs on; left out, gpu.")] = None,
     optimization_level: Annotated[
-        int, typer.Option(min=0, max=5, help="Of engines: 0 builds fastest, 5 searches longest for fast kernels.")
-    ] = EngineSettings.optimization_level,
+        int | None,
+        typer.Option(
+            min=0,
+            max=5,
+            help="Of engines: 0 builds fastest, 5 searches longest for fast kernels; left out, "
+            f"{EngineSettings.optimization_level}.",
+        ),
+    ] = None,
     workspace_mib: Annotated[
         int | None, typer.Option(min=1, help="The most GPU memory that an engine's kernel may use beside its tensors.")
     ] = None,
@@ -75,13 +86,17 @@ def main(
         return
     if checkpoint is None:
         raise typer.BadParameter("an export needs a checkpoint", param_hint="--checkpoint")
+    _check_taken(
+        profile, {"--device": device, "--optimization-level": optimization_level, "--workspace-mib": workspace_mib}
+    )
     started = time.monotonic()
     with _refusals():
         source = resolve_source(checkpoint, work_dir / "sources")
         _stay_offline()
         loras = tuple(read_lora(text) for text in lora or ())
-        chosen = torch_profile(device) if profile is ProfileName.TORCH else PROFILES[profile]
-        engines = EngineSettings(optimization_level, workspace_mib)
+        chosen = torch_profile(device or Device.GPU) if profile is ProfileName.TORCH else PROFILES[profile]
+        level = EngineSettings.optimization_level if optimization_level is None else optimization_level
+        engines = EngineSettings(level, workspace_mib)
         hub = None if Path(checkpoint).exists() else checkpoint
         options = Options(
             source.path, output, repository, work_dir, chosen, force, precision, source, loras, engines, hub
@@ -157,6 +172,15 @@ def verify_repository(
             typer.echo(session.report.verdict())
     if not session.report.passed:
         raise typer.Exit(1)
+
+
+def _check_taken(profile: ProfileName, given: Mapping[str, object]) -> None:
+    """Refuse an option that the profile would pass over in silence. `given`: by name; None where it is left out."""
+    for option, value in given.items():
+        if value is not None and profile is not TAKEN_BY[option]:
+            raise typer.BadParameter(
+                f"only the {TAKEN_BY[option]} profile takes it, found --profile {profile}", param_hint=option
+            )
 
 
 @contextmanager

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from multsd_export.cli import app
+from multsd_export.engines.settings import EngineSettings
+from multsd_export.pipeline import Options
+from multsd_export.profiles import Device, torch_profile
 
 from .conftest import Exported
 
@@ -22,6 +26,60 @@ def test_a_refused_checkpoint_is_one_sentence_and_exit_code_1(tmp_path: Path) ->
 def test_an_unknown_profile_is_wrong_usage(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--checkpoint", str(tmp_path), "--profile", "abacus"])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("profile", "option", "taken_by"),
+    [
+        ("cpu", ["--device", "cpu"], "torch"),
+        ("tensorrt", ["--device", "gpu"], "torch"),
+        ("cpu", ["--optimization-level", "3"], "tensorrt"),
+        ("torch", ["--optimization-level", "0"], "tensorrt"),
+        ("cpu", ["--workspace-mib", "1024"], "tensorrt"),
+        ("torch", ["--workspace-mib", "1024"], "tensorrt"),
+    ],
+)
+def test_an_option_of_another_profile_is_wrong_usage(
+    profile: str, option: list[str], taken_by: str, tmp_path: Path
+) -> None:
+    arguments = ["--checkpoint", str(tmp_path / "none"), "--profile", profile, *option]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert f"Invalid value for {option[0]}: only the {taken_by} profile takes it, found --profile {profile}" in (
+        result.output
+    )
+
+
+def options_of(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    """What an export of a folder is asked for; it changes nothing."""
+    asked: list[Options] = []
+    monkeypatch.setattr("multsd_export.cli.export", lambda options, _progress: bool(asked.append(options)))
+    result = CliRunner().invoke(app, ["--checkpoint", str(folder), "--work-dir", str(folder), *arguments])
+    assert result.exit_code == 0, result.output
+    return asked[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "device"), [([], "gpu"), (["--device", "gpu"], "gpu"), (["--device", "cpu"], "cpu")]
+)
+def test_the_torch_profile_runs_on_a_gpu_unless_another_device_is_named(
+    option: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options_of(["--profile", "torch", *option], tmp_path, monkeypatch).profile == torch_profile(Device(device))
+
+
+@pytest.mark.parametrize(
+    ("option", "settings"),
+    [
+        ([], EngineSettings()),
+        (["--optimization-level", "0"], EngineSettings(optimization_level=0)),
+        (["--workspace-mib", "1024"], EngineSettings(workspace_mib=1024)),
+    ],
+)
+def test_engines_are_built_with_the_settings_that_are_named(
+    option: list[str], settings: EngineSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options_of(["--profile", "tensorrt", *option], tmp_path, monkeypatch).engines == settings
 
 
 def test_a_lora_that_is_not_there_is_one_sentence(checkpoint_folder: Path, tmp_path: Path) -> None:
