@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +76,23 @@ def check_plans(manifest: Mapping[str, Any], repository: Path) -> None:
     Raises:
         EngineError: naming the first plan that is missing or another, and the command that builds it again.
     """
+    again = _again(manifest, repository)
     for name in manifest["engines"]:
         plan = f"{name}/{VERSION}/{PLAN_FILE}"
         file, expected = repository / plan, manifest["files"].get(plan)
         if expected is None:
-            found = "the manifest's files lack it"
-        elif not file.is_file():
+            raise EngineError(f"{file}: the manifest's files lack it; {again} --force")  # or it is called up to date
+        if not file.is_file():
             found = f"expected a file with the digest {expected[:DIGITS]}, found none"
         elif (digest := file_digest(file)) != expected:
             found = f"expected the digest {expected[:DIGITS]}, found {digest[:DIGITS]} ({file.stat().st_size} bytes)"
         else:
             continue
-        raise EngineError(f"{file}: {found}; {_again(manifest, repository)}")
+        raise EngineError(f"{file}: {found}; {again}")
 
 
 def _again(manifest: Mapping[str, Any], repository: Path, checkpoint: str | None = None) -> str:
-    rebuild = Rebuild(**manifest["rebuild"])
+    rebuild = Rebuild(**{each.name: manifest["rebuild"][each.name] for each in fields(Rebuild)})
     if checkpoint is not None:
         rebuild = replace(rebuild, checkpoint=checkpoint)
     return f"build it again here: {rebuild.command(repository)}"

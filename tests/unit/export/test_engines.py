@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +27,8 @@ from multsd_export.engines.progress import PhaseTree
 from multsd_export.engines.record import Rebuild, check_engines
 from multsd_export.engines.settings import EngineSettings
 from multsd_export.engines.shapes import ShapeRange
-from multsd_export.errors import EngineError
-from multsd_export.manifest import read_manifest
+from multsd_export.errors import EngineError, RepositoryError
+from multsd_export.manifest import composed_manifest, read_manifest
 from multsd_export.pipeline import Options, export
 from multsd_export.profiles import TENSORRT, Precision
 
@@ -367,22 +367,90 @@ def test_check_engines_needs_a_composed_repository(tmp_path: Path) -> None:
     assert "expected a composed repository with manifest.json, found none" in result.output
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"name": "my shop"}'])
-def test_check_engines_needs_the_manifest_of_an_export(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[]", ": expected an object, found []; compose it again with --force."),
+        ('{"name": "my shop"}', ": format: expected 4, found none; compose it again with --force."),
+        ('{"format": 1}', ": format: expected 4, found 1; compose it again with --force."),
+        ('{"format"', " is damaged, no JSON (Expecting ':' delimiter: line 1 column 10 (char 9)); remove "),
+        ("", " is damaged, no JSON (Expecting value: line 1 column 1 (char 0)); remove "),
+        ("[" * 100_000, " is damaged, no JSON (maximum recursion depth exceeded"),
+    ],
+    ids=["a list", "another program's", "an older one", "truncated", "empty", "nested"],
+)
+def test_check_engines_needs_the_manifest_of_an_export(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     result = CliRunner().invoke(app, ["check-engines", str(tmp_path)])
     assert result.exit_code == 1
-    assert "expected a composed repository with manifest.json, found none" in result.output
+    assert result.output.startswith(f"multsd-export: {tmp_path / 'manifest.json'}{found}")
 
 
-def test_a_manifest_that_lacks_something_is_refused(exported: Exported, tmp_path: Path) -> None:
-    output = exported.copy(tmp_path).output
-    manifest = json.loads((output / "manifest.json").read_text())
-    del manifest["engines"]
-    (output / "manifest.json").write_text(json.dumps(manifest))
-    result = CliRunner().invoke(app, ["check-engines", str(output)])
-    assert result.exit_code == 1
-    assert "the manifest has no engines; compose it again." in result.output
+MANIFEST = {
+    "format": 4,
+    "profile": "tensorrt",
+    "device": "gpu",
+    "precision": "fp16",
+    "checkpoint": {"digest": "sha256:1"},
+    "limits": {"unet_max_batch_size": 16, "vae_tile": TILE},
+    "parity": {},
+    "networks": {"unet": {"parameters": 1}},
+    "engines": {"unet": asdict(H100)},
+    "files": {},
+    "rebuild": asdict(REBUILD),
+}
+
+
+def refused_manifest(content: Mapping[str, Any], folder: Path) -> str:
+    """What is said of it, after its name."""
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(RepositoryError) as refused:
+        composed_manifest(folder)
+    return (
+        str(refused.value)
+        .removeprefix(f"{folder / 'manifest.json'}: ")
+        .removesuffix("; compose it again with --force.")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"profile": "abacus"}, "profile: expected cpu, tensorrt, torch, found 'abacus'"),
+        ({"precision": None}, "precision: expected fp32, fp16, found None"),
+        ({"checkpoint": "sha256:1"}, "checkpoint: expected an object, found 'sha256:1'"),
+        ({"checkpoint": {}}, "checkpoint.digest: expected text, found none"),
+        ({"limits": {"unet_max_batch_size": 16}}, "limits.vae_tile: expected a whole number, found none"),
+        ({"networks": {}}, "networks: expected at least one, found {}"),
+        ({"networks": {"unet": {}}}, "networks.unet.parameters: expected a whole number, found none"),
+        ({"engines": {}}, "engines: expected those of unet, found []"),
+        ({"engines": {"unet": []}}, "engines.unet: expected an object, found []"),
+        ({"engines": {"unet": {}}}, "engines.unet.tensorrt: expected text, found none"),
+        ({"files": {"unet/1/model.plan": None}}, "files.unet/1/model.plan: expected text, found None"),
+        ({"rebuild": None}, "rebuild: expected an object, found None"),
+        ({"rebuild": asdict(REBUILD) | {"loras": "a"}}, "rebuild.loras: expected a list, found 'a'"),
+        ({"rebuild": asdict(REBUILD) | {"loras": [1]}}, "rebuild.loras[0]: expected text, found 1"),
+    ],
+)
+def test_a_damaged_manifest_is_told_with_its_field(fields: Mapping[str, Any], found: str, tmp_path: Path) -> None:
+    assert refused_manifest(MANIFEST | fields, tmp_path) == found
+
+
+@pytest.mark.parametrize("field", [each for each in MANIFEST if each != "format"])
+def test_a_manifest_that_lacks_a_field_is_refused(field: str, tmp_path: Path) -> None:
+    content = {name: value for name, value in MANIFEST.items() if name != field}
+    assert refused_manifest(content, tmp_path).startswith(f"{field}: expected ")
+
+
+@pytest.mark.parametrize("field", [each.name for each in fields(Rebuild)])
+def test_a_manifest_that_lacks_an_option_of_the_export_is_refused(field: str, tmp_path: Path) -> None:
+    content = {name: value for name, value in asdict(REBUILD).items() if name != field}
+    assert refused_manifest(MANIFEST | {"rebuild": content}, tmp_path).startswith(f"rebuild.{field}: expected ")
+
+
+def test_a_whole_manifest_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    assert composed_manifest(tmp_path) == MANIFEST
 
 
 def test_check_engines_refuses_a_repository_without_engines(exported: Exported) -> None:
@@ -452,15 +520,9 @@ def test_check_engines_refuses_a_plan_that_the_manifest_does_not_know(
     result = CliRunner().invoke(app, ["check-engines", str(options.output)])
     assert result.exit_code == 1
     assert "unet/1/model.plan: the manifest's files lack it; build it again here: " in result.output
-
-
-def test_a_manifest_of_another_format_is_refused(exported: Exported, tmp_path: Path) -> None:
-    output = exported.copy(tmp_path).output
-    manifest = json.loads((output / "manifest.json").read_text())
-    (output / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
-    result = CliRunner().invoke(app, ["check-engines", str(output)])
-    assert result.exit_code == 1
-    assert "the manifest's format is 1, expected 4; compose it again." in result.output
+    assert result.output.strip().endswith(" --force")
+    assert export(replace(options, force=True), lambda *_: None)
+    assert CliRunner().invoke(app, ["check-engines", str(options.output)]).exit_code == 0
 
 
 def test_progress_follows_the_innermost_phase_and_never_falls() -> None:

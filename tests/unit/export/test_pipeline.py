@@ -311,7 +311,6 @@ def test_a_missing_model_is_named(options: Options, progress: Progress) -> None:
         ("manifest.json", '{"name": "my shop", "start_url": "/", "icons": []}'),  # a web application's
         ("manifest.json", '{"name": "my shop", "version": "1.0", "format": 2, "files": ["index.html"]}'),
         ("manifest.json", "[]"),
-        ("manifest.json", "{"),
     ],
 )
 def test_a_folder_that_no_export_made_is_never_replaced(
@@ -324,6 +323,16 @@ def test_a_folder_that_no_export_made_is_never_replaced(
     with pytest.raises(RepositoryError, match=r"precious exists and has no manifest\.json of an export; remove it or"):
         export(replace(options, output=precious), progress)
     assert (precious / name).read_text() == text
+
+
+def test_an_output_whose_manifest_is_damaged_is_not_replaced_and_told_so(options: Options, progress: Progress) -> None:
+    manifest = options.output / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    with pytest.raises(RepositoryError) as refused:
+        export(replace(options, force=True), progress)
+    assert str(refused.value).startswith(f"{manifest} is damaged, no JSON (Expecting ")
+    assert f"; remove {options.output} if an export made it" in str(refused.value)
+    assert (options.output / "unet").is_dir()
 
 
 def test_a_file_in_the_outputs_place_is_never_replaced(options: Options, progress: Progress, tmp_path: Path) -> None:
