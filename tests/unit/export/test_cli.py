@@ -53,7 +53,12 @@ def test_an_option_of_another_profile_is_wrong_usage(
 def options_of(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
     """What an export of a folder is asked for; it changes nothing."""
     asked: list[Options] = []
-    monkeypatch.setattr("multsd_export.cli.export", lambda options, _progress: bool(asked.append(options)))
+
+    def keep(options: Options, _progress: object) -> bool:
+        asked.append(options)
+        return False
+
+    monkeypatch.setattr("multsd_export.cli.export", keep)
     result = CliRunner().invoke(app, ["--checkpoint", str(folder), "--work-dir", str(folder), *arguments])
     assert result.exit_code == 0, result.output
     return asked[0]

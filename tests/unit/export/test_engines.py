@@ -386,7 +386,7 @@ def test_check_engines_needs_the_manifest_of_an_export(tmp_path: Path, text: str
     assert result.output.startswith(f"multsd-export: {tmp_path / 'manifest.json'}{found}")
 
 
-MANIFEST = {
+MANIFEST: dict[str, Any] = {
     "format": 4,
     "profile": "tensorrt",
     "device": "gpu",
@@ -433,7 +433,7 @@ def refused_manifest(content: Mapping[str, Any], folder: Path) -> str:
     ],
 )
 def test_a_damaged_manifest_is_told_with_its_field(fields: Mapping[str, Any], found: str, tmp_path: Path) -> None:
-    assert refused_manifest(MANIFEST | fields, tmp_path) == found
+    assert refused_manifest({**MANIFEST, **fields}, tmp_path) == found
 
 
 @pytest.mark.parametrize("field", [each for each in MANIFEST if each != "format"])
