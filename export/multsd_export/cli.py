@@ -40,6 +40,7 @@ TAKEN_BY = {  # options that one profile alone takes notice of
     "--optimization-level": ProfileName.TENSORRT,
     "--workspace-mib": ProfileName.TENSORRT,
 }
+TABLE_WIDTH = 120  # in a log, whose 80 columns would cut names
 CHECKPOINT = "Checkpoint folder in diffusers layout, or a hub repository owner/name@commit."
 
 
@@ -167,8 +168,9 @@ def verify_repository(
         finally:  # whatever ended it, what was found until then is told
             if report:
                 write_json(report, session.report.as_json())
+            shown = Console()
             for table in session.report.tables():
-                Console().print(table)
+                (shown if shown.is_terminal else Console(width=TABLE_WIDTH)).print(table)
             typer.echo(session.report.verdict())
     if not session.report.passed:
         raise typer.Exit(1)
