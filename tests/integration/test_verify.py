@@ -95,9 +95,11 @@ def failed(report: Any) -> set[tuple[str, str]]:
     return {(check["subject"], check["name"]) for check in report["checks"] if check["passed"] is False}
 
 
-def test_what_is_right_passes_every_check_and_its_speed_is_told(exported: Options, tmp_path: Path) -> None:
-    with serve(exported.output, tmp_path) as url:
-        code, output, report = verify(exported.output, exported.checkpoint, url, tmp_path / "report.json")
+def test_the_demo_checkpoint_passes_every_check_as_it_is_served_and_its_speed_is_told(
+    triton_grpc: str, tmp_path: Path
+) -> None:
+    checkpoint = ROOT / "export" / "demo_checkpoint" / "checkpoint"
+    code, output, report = verify(REPOSITORY, checkpoint, triton_grpc, tmp_path / "report.json")
     assert code == 0, output
     assert output.splitlines()[-1] == (
         f"passed: {len(report['checks']) - 1} checks; 1 not looked at: repository: is served with CUDA graphs too: "
@@ -111,15 +113,8 @@ def test_what_is_right_passes_every_check_and_its_speed_is_told(exported: Option
     unet = [speed for speed in report["speeds"] if speed["network"] == "unet"]
     assert [speed["batch_size"] for speed in unet] == list(range(1, 17))
     assert all(speed["server_seconds"] > 0 and speed["rows_per_second"] > 0 for speed in report["speeds"])
-
-
-def test_the_demo_checkpoint_passes_as_it_is_served(triton_grpc: str, tmp_path: Path) -> None:
-    """Its VAE normalises pictures of true size."""
-    checkpoint = ROOT / "export" / "demo_checkpoint" / "checkpoint"
-    code, output, report = verify(REPOSITORY, checkpoint, triton_grpc, tmp_path / "report.json")
-    assert code == 0, output
     pictures = {tuple(speed["shape"]) for speed in report["speeds"] if speed["network"] == "vae_decoder"}
-    assert pictures == {(4, 64, 64), (4, 64, 96)}
+    assert pictures == {(4, 64, 64), (4, 64, 96)}, "of true size"
 
 
 def test_a_broken_network_fails_and_is_named(exported: Options, tmp_path: Path) -> None:
