@@ -138,15 +138,15 @@ def measure(
 
 def load_variant(runner: Any, bench: Bench, settings: str | None) -> Any:
     """The UNet as Triton would load it. settings: of its configuration, where it is not the profile's own."""
-    torch.set_num_threads(bench.threads)
     config = read_config(bench.repository / "unet" / CONFIG_FILE)
     if settings is not None:
         config = merge_config(config, parse_config(settings))
+    # Not set when it is loaded: code that is compiled by then would be compiled anew for another number of threads.
+    config.parameters["intra_op_threads"].string_value = str(bench.threads)
     described = json_format.MessageToDict(config, preserving_proto_field_name=True)
     model = runner.TritonPythonModel()
     kind = {"model_instance_kind": "GPU" if bench.device.type == "cuda" else "CPU"}
     model.initialize({**arguments(bench.repository / "unet", described), **kind})
-    torch.set_num_threads(bench.threads)
     return model
 
 
