@@ -18,10 +18,13 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from multsd_export import pipeline
+from multsd_export.artefacts import artefact_folder
+from multsd_export.checkpoint import read_checkpoint
 from multsd_export.engines import artefact
 from multsd_export.engines.machine import Machine
+from multsd_export.networks import Network, networks_of
 from multsd_export.pipeline import Options, export
-from multsd_export.profiles import CPU, TENSORRT, Precision
+from multsd_export.profiles import CPU, TENSORRT
 from multsd_export.verify.picture import psnr
 from multsd_gateway.stack.supervisor import Stack, running_stack
 from tests.integration.conftest import ROOT, stack_settings
@@ -55,19 +58,23 @@ def read_config(file: Path) -> Any:
     return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
 
 
-def replace_engine(options: Options, name: str) -> None:
-    """What runs a network, and on what; nothing else of its configurations changes."""
-    folder = options.output / name
+def replace_engines(options: Options) -> None:
+    """What runs the networks, and on what; nothing else of their configurations changes."""
+    for network in networks_of(read_checkpoint(options.checkpoint), options.precision or options.profile.precision):
+        replace_engine(options, network)
+
+
+def replace_engine(options: Options, network: Network) -> None:
+    """As `replace_engines`, one."""
+    folder = options.output / network.name
     for file in (folder / "config.pbtxt", *folder.glob("configs/*.pbtxt")):
         config = read_config(file)
         for field in ("platform", "default_model_filename", "instance_group"):
             config.ClearField(field)
-        config.MergeFrom(text_format.Parse(CPU.settings(name), model_config_pb2.ModelConfig()))
+        config.MergeFrom(text_format.Parse(CPU.settings(network.name), model_config_pb2.ModelConfig()))
         file.write_text(text_format.MessageToString(config))
     (folder / "1" / "model.plan").unlink()
-    half = (options.precision or options.profile.precision) is Precision.FP16
-    graph = options.work_dir / (f"{name}-{Precision.FP16}" if half else name) / "model.onnx"
-    shutil.copyfile(graph, folder / "1" / "model.onnx")
+    shutil.copyfile(options.work_dir / artefact_folder(network) / "model.onnx", folder / "1" / "model.onnx")
     assert CPU.runner is not None
     shutil.copyfile(CPU.runner.model, folder / "1" / "model.py")
     for sibling in CPU.runner.siblings:
@@ -79,7 +86,7 @@ def served(composed: Options, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The stack, and host:port of Triton's gRPC endpoint."""
     for name in NETWORKS:
         assert read_config(composed.output / name / "config.pbtxt").backend == "tensorrt"
-        replace_engine(composed, name)
+    replace_engines(composed)
     settings, gateway = stack_settings(tmp_path_factory.mktemp("stack"), composed.output)
     with running_stack(settings, gateway, report=lambda _: None) as stack:
         yield stack, f"127.0.0.1:{settings.triton_grpc_port}"

@@ -27,7 +27,7 @@ from multsd_export.pipeline import Options, export
 from multsd_export.profiles import CPU, CUDA_GRAPHS, TENSORRT, Precision, Served
 from multsd_export.verify import networks
 from tests.integration.conftest import REPOSITORY, ROOT, serve
-from tests.integration.test_tensorrt_profile import replace_engine, write_plan
+from tests.integration.test_tensorrt_profile import replace_engines, write_plan
 from tests.small_checkpoints import kept_onnx, write_small_checkpoint
 
 STEPS = 3
@@ -62,8 +62,7 @@ def for_engines(exported: Options, tmp_path: Path) -> Options:
         patch.setattr(artefact, "build_engine", write_plan)
         patch.setattr(pipeline, "this_machine", lambda: Machine("11.4.0.106", "NVIDIA H100 80GB HBM3", "9.0"))
         assert export(options, quiet)
-    for name in NETWORKS:
-        replace_engine(options, name)
+    replace_engines(options)
     files = [file for file in repository.rglob("*") if file.is_file() and file != repository / "manifest.json"]
     manifest = json.loads((repository / "manifest.json").read_text())
     manifest["files"] = {str(file.relative_to(repository)): file_digest(file) for file in files}
