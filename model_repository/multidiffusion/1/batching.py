@@ -94,9 +94,9 @@ class UNetBatcher:
 
     The way to the UNet and back takes a while, in which it is idle. Calls ahead wait at the UNet's door instead, where
     that costs nobody much: if small steps fill half of a call, which is rows enough for the UNet to work on while the
-    rows of the call before come back; or a whole call if only wide canvases are there. A small step beside a wide
-    canvas never finds more than one call before its own, but for a canvas's first: that may find as many as were out
-    when it came.
+    rows of the call before come back; a whole call if only wide canvases are there; or whatever a canvas has left that
+    is alone, since nobody is there to fill the call. A small step beside a wide canvas never finds more than one call
+    before its own, but for a canvas's first: that may find as many as were out when it came.
 
     When the UNet is found silent every canvas that waits for it ends, and not only those of the call that found it:
     the others would wait as long again, one call after the other. Those that come later have a call of their own to
@@ -153,6 +153,8 @@ class UNetBatcher:
             worker.add_done_callback(self._workers.discard)
 
     def _worth_a_call_ahead(self) -> bool:
+        if len(self._open) == 1:
+            return any(each.untaken for each in self._queue)
         if self._small_steps:
             return self._waiting_small_rows() >= turn(self._max_batch_size)
         return sum(each.untaken for each in self._queue) >= self._max_batch_size

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 import batching
+import sampling
 from batching import CallUNet, UNetBatcher, pad, share
 from conditioning import Conditioning
 from errors import NetworkError, SilentNetworkError
 from network_calls import NetworkCalls
 from row_plan import Regions
-from sampling import KEPT_ROWS, Bootstrapping, Denoising, UNetRows
+from sampling import Bootstrapping, Denoising, UNetRows
 from schedulers import make_scheduler
 from tests.jumping import JumpingLoop
 from tests.unit.repository.tiny import CONFIG, EMBEDDING, WINDOW, answer, network
@@ -106,18 +107,43 @@ def test_a_canvas_alone_hands_out_the_same_embeddings_in_every_step() -> None:
         assert one.encoder_hidden_states is other.encoder_hidden_states
 
 
-def test_a_canvas_keeps_the_embeddings_of_few_rows() -> None:
-    canvas = make_canvas(WINDOW + 40, seed=0, steps=4)  # 82 rows a step
-    unet = UNet()
-    for size in (4, 5, 3, 100):
-        taken = [canvas.take(size) for _ in range(-(-canvas.untaken // size))]
-        for rows in taken:
+TEXT_BYTES = 5 * EMBEDDING * 4  # of a row
+ROW_BYTES = WINDOW**2 * 5  # a weight in float32 and a mask's cell
+
+
+@pytest.mark.parametrize(("room", "texts"), [(82 * (ROW_BYTES + TEXT_BYTES), True), (82 * ROW_BYTES, False)])
+def test_a_canvas_keeps_the_weights_of_a_step_and_the_texts_where_all_of_them_have_room(
+    monkeypatch: pytest.MonkeyPatch, room: int, texts: bool
+) -> None:
+    monkeypatch.setattr(sampling, "KEPT_BYTES", room)
+    canvas = make_canvas(WINDOW + 40, seed=0, steps=2)  # 82 rows a step
+    calls: list[list[UNetRows]] = []
+    weights: list[list[Tensor]] = []
+    for _ in range(2):
+        calls.append([canvas.take(20) for _ in range(5)])
+        for rows in calls[-1]:
             canvas.give(rows, predict(rows))
-        unet.calls += taken
+        weights.append([each.weights for each in canvas._kept.values()])
         canvas.advance()
-        kept = canvas._kept.values()
-        assert sum(len(each.rows) for each in kept) <= KEPT_ROWS or len(kept) == 1
-    assert len({id(call.encoder_hidden_states) for call in unet.calls}) == len(unet.calls), "too many to be kept"
+    assert all(one is other for one, other in zip(*weights, strict=True))
+    pairs = list(zip(*calls, strict=True))
+    assert [one.encoder_hidden_states is other.encoder_hidden_states for one, other in pairs] == [texts] * 5
+
+
+def test_a_canvas_whose_portions_differ_from_step_to_step_keeps_no_more_than_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "KEPT_BYTES", 50 * ROW_BYTES)
+    canvas = make_canvas(WINDOW + 40, seed=0, steps=4)  # 82 rows a step
+    for size in (4, 5, 3, 100):
+        for _ in range(-(-canvas.untaken // size)):
+            rows = canvas.take(size)
+            canvas.give(rows, predict(rows))
+            kept = [len(each.rows) for each in canvas._kept.values()]
+            assert sum(kept) == canvas._kept_rows
+            assert sum(kept) <= 50 or len(kept) == 1
+        assert sum(kept) > 45, "there is room for more"
+        canvas.advance()
 
 
 def test_whatever_waits_when_the_unet_comes_free_shares_calls() -> None:
@@ -315,7 +341,8 @@ def calls_under_way(widths: list[int], *, max_batch_size: int, ahead: int) -> li
         ([0, 0, 0, 0, 0, 0], [8, 4]),  # six steps of two rows: half of a call is ready
         ([0, 0, 0, 0, 0], [8]),  # it is not
         ([20], [8, 8]),  # one wide canvas alone
-        ([5], [8]),  # what it has left fills no call
+        ([5], [8, 4]),  # what it has left fills no call, but nobody is there to fill it
+        ([5, 0], [8]),  # here somebody is
         ([20, 20], [8, 8]),
         ([20, 0], [8]),  # the small one's next step would have to wait for a call more
         ([20, 0, 0, 0, 0, 0, 0], [8, 8]),
