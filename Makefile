@@ -6,7 +6,7 @@ REPOSITORY := build/model_repository
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway bench-tritons bench-gpu bench-gpu-variants rehearse clean
+.PHONY: help setup check demo serve export test test-unit test-integration lint format bench bench-quality bench-strides bench-load bench-gateway bench-tritons bench-gpu bench-gpu-variants bench-orchestration rehearse clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench-gpu: $(STAMP) ## the torch profile beside the published method, at true si
 
 bench-gpu-variants: $(STAMP) ## every way to run the torch profile's UNet, without Triton
 	$(BIN)/python -m tests.benchmarks gpu-variants
+
+bench-orchestration: $(STAMP) ## what the orchestrator adds to a GPU's work, by a simulated one: 3 minutes
+	$(BIN)/python -m tests.benchmarks orchestration
 
 bench: export bench-gateway ## where the time of one request goes, and what the gateway adds
 	$(BIN)/python -m tests.benchmarks request

@@ -43,8 +43,11 @@ class Structure:
     model_index: Mapping[str, Any]
 
 
-def _text(width: int, activation: str, projection: int) -> dict[str, Any]:
-    """As published: end and start ids of CLIP's first release, which transformers treats as a special case."""
+def small_text_encoder(width: int, activation: str, projection: int) -> dict[str, Any]:
+    """A text encoder's configuration.
+
+    As published: end and start ids of CLIP's first release, which transformers treats as a special case.
+    """
     return {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": width,
@@ -81,7 +84,7 @@ def _structures() -> dict[str, Structure]:
             prediction_type="epsilon",
             scheduler=PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True),
             unet=_sd_unet(16, attention_head_dim=2),
-            text_encoders=(_text(16, "quick_gelu", 16),),
+            text_encoders=(small_text_encoder(16, "quick_gelu", 16),),
             scaling_factor=0.18215,
             pad_tokens=(END,),
             model_index={},
@@ -93,7 +96,7 @@ def _structures() -> dict[str, Structure]:
             prediction_type="epsilon",
             scheduler=PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True),
             unet=_sd_unet(16, **sd2_heads),
-            text_encoders=(_text(16, "gelu", 8),),
+            text_encoders=(small_text_encoder(16, "gelu", 8),),
             scaling_factor=0.18215,
             pad_tokens=("!",),
             model_index={},
@@ -105,7 +108,7 @@ def _structures() -> dict[str, Structure]:
             prediction_type="v_prediction",
             scheduler=DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, prediction_type="v_prediction"),
             unet=_sd_unet(24, **sd2_heads, upcast_attention=True),
-            text_encoders=(_text(16, "gelu", 8),),
+            text_encoders=(small_text_encoder(16, "gelu", 8),),
             scaling_factor=0.18215,
             pad_tokens=("!",),
             model_index={},
@@ -130,7 +133,7 @@ def _structures() -> dict[str, Structure]:
                 "addition_time_embed_dim": 8,
                 "projection_class_embeddings_input_dim": 20 + 6 * 8,
             },
-            text_encoders=(_text(16, "quick_gelu", 16), _text(24, "gelu", 20)),
+            text_encoders=(small_text_encoder(16, "quick_gelu", 16), small_text_encoder(24, "gelu", 20)),
             scaling_factor=0.13025,
             pad_tokens=(END, "!"),
             model_index={"force_zeros_for_empty_prompt": True},
@@ -152,7 +155,11 @@ def kept_onnx(structure: str) -> Path:
 
 def write_small_checkpoint(path: Path, structure: str, *, seed: int = 0) -> Path:
     """Write a checkpoint of one of STRUCTURES in half precision, diffusers layout; the seed decides every weight."""
-    facts = STRUCTURES[structure]
+    return write_structure(path, STRUCTURES[structure], seed=seed)
+
+
+def write_structure(path: Path, facts: Structure, *, seed: int = 0) -> Path:
+    """The same for a structure of one's own."""
     path.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -19,6 +19,7 @@ def main() -> None:
         gpu_run,
         gpu_variants_run,
         load_run,
+        orchestration_run,
         quality_run,
         request_run,
         strides_run,
@@ -32,6 +33,7 @@ def main() -> None:
     app.command("gateway")(gateway.main)
     app.command("gpu")(gpu_run.main)
     app.command("gpu-variants")(gpu_variants_run.main)
+    app.command("orchestration")(orchestration_run.main)
     app.command("tritons")(tritons.main)
     app.add_typer(load_run.app, name="load", help="Many requests at once.")
     gc.collect()

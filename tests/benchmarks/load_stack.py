@@ -111,19 +111,21 @@ def running_service(repository: Path = REPOSITORY, **settings: int) -> Iterator[
         yield Service(running, f"127.0.0.1:{stack.triton_grpc_port}")
 
 
-def simulated_repository(folder: Path, seconds: Mapping[str, tuple[float, float]]) -> Path:
-    """The composed repository with some networks replaced by a GPU's simulation: name -> (seconds a call, a row)."""
-    changed_repository(folder, unet_calls_ahead="1")  # as in the profiles of GPUs
+def simulated_repository(
+    folder: Path, seconds: Mapping[str, tuple[float, float]], *, source: Path = REPOSITORY
+) -> Path:
+    """A composed repository with some networks replaced by a GPU's simulation: name -> (seconds a call, a row)."""
+    changed_repository(folder, source=source, unet_calls_ahead="1")  # as in the profiles of GPUs
     for name, (fixed, row) in seconds.items():
         _set_parameters(folder / name / "config.pbtxt", fixed_seconds=str(fixed), row_seconds=str(row))
         shutil.copyfile(SIMULATION, folder / name / "1" / "model.py")
     return folder
 
 
-def changed_repository(folder: Path, **parameters: str) -> Path:
-    """The composed repository with other parameters of the orchestrator."""
+def changed_repository(folder: Path, *, source: Path = REPOSITORY, **parameters: str) -> Path:
+    """A composed repository with other parameters of the orchestrator."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(REPOSITORY, folder)
+    shutil.copytree(source, folder)
     _set_parameters(folder / "multidiffusion" / "config.pbtxt", **parameters)
     return folder
 

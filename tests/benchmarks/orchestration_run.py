@@ -1,0 +1,168 @@
+"""What the orchestrator and Triton add to a GPU's work, without a GPU: tensors of true size, simulated networks.
+
+A checkpoint whose window and texts are those of Stable Diffusion 2 or XL, around networks of a few channels, is served
+by a real Triton. The UNet and the VAE are simulated: a call takes the time that a GPU would, computes nothing, and
+moves the same bytes. The orchestrator, its calls and Triton are real. Not simulated is what a GPU's runner adds by
+itself, such as copies to the GPU, which counts as the network's.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from multsd_export.artefacts import Effort
+from multsd_export.build import build
+from multsd_export.checkpoint import Checkpoint, read_checkpoint
+from multsd_export.manifest import export_inputs, is_current
+from multsd_export.profiles import CPU
+from tests.benchmarks.console import wide_console
+from tests.benchmarks.gpu_cases import Size, Subject
+from tests.benchmarks.gpu_run import (
+    MODEL,
+    ORCHESTRATION_GOAL,
+    Bench,
+    Progress,
+    Row,
+    ask,
+    brief,
+    request_alone,
+    served,
+)
+from tests.benchmarks.load_stack import simulated_repository
+from tests.integration.conftest import ROOT
+from tests.small_checkpoints import STRUCTURES, Structure, small_text_encoder, write_structure
+
+RESULTS = ROOT / "build" / "bench" / "orchestration"
+DECODE_SECONDS = 0.03  # of the VAE
+
+
+@dataclass(frozen=True)
+class Hollow:
+    """Tensors of a published model's size around small networks."""
+
+    subject: Subject
+    structure: Structure
+    tflop_per_row: float  # of the published model, as `make bench-gpu` counts
+
+
+def hollows() -> tuple[Hollow, ...]:
+    """Stable Diffusion 2 (base) and XL."""
+    sd2, sdxl = STRUCTURES["sd2"], STRUCTURES["sdxl"]
+    return (
+        Hollow(
+            Subject("sd2", Size.TRUE, 64),
+            replace(
+                sd2,
+                window=64,
+                unet={**sd2.unet, "sample_size": 64, "cross_attention_dim": 1024},
+                text_encoders=(small_text_encoder(1024, "gelu", 8),),
+            ),
+            0.804,
+        ),
+        Hollow(
+            Subject("sdxl", Size.TRUE, 128),
+            replace(
+                sdxl,
+                window=128,
+                unet={
+                    **sdxl.unet,
+                    "sample_size": 128,
+                    "cross_attention_dim": 768 + 1280,
+                    "projection_class_embeddings_input_dim": 1280 + 6 * sdxl.unet["addition_time_embed_dim"],
+                },
+                text_encoders=(small_text_encoder(768, "quick_gelu", 768), small_text_encoder(1280, "gelu", 1280)),
+            ),
+            6.76,
+        ),
+    )
+
+
+def main(
+    tflops: Annotated[float, typer.Option(min=1, help="Of the simulated GPU, while the UNet is at work.")] = 350,
+    call_ms: Annotated[float, typer.Option(min=0, help="Of each UNet call, beside its rows.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Of each request alone; medians count.")] = 3,
+) -> None:
+    """Run, print the table, write build/bench/orchestration/results.json."""
+    torch.set_num_threads(1)
+    results: Row = {"tflops": tflops, "call_ms": call_ms, "subjects": {}}
+    progress = Progress(wide_console(), RESULTS / "results.json", results)
+    for hollow in hollows():
+        row_seconds = hollow.tflop_per_row / tflops
+        seconds = {"unet": (call_ms / 1e3, row_seconds), "vae_decoder": (DECODE_SECONDS, 0.0)}
+        rows = results["subjects"][hollow.subject.name] = measure(hollow, seconds, runs, progress)
+        progress.write()
+        progress.console.print(table(hollow, row_seconds, call_ms, rows, runs))
+    progress.tell(f"written: {progress.file.relative_to(ROOT)}")
+
+
+def measure(hollow: Hollow, seconds: Mapping[str, tuple[float, float]], runs: int, progress: Progress) -> list[Row]:
+    """Every request alone.
+
+    Args:
+        seconds: of a call and of a row of the simulated networks, by name.
+    """
+    name, cases = hollow.subject.name, hollow.subject.cases()
+    folder = RESULTS / name
+    with progress.stage(f"{name}: checkpoint and repository"):
+        checkpoint = compose(hollow, folder)
+        repository = simulated_repository(folder / "simulated", seconds, source=folder / "repository")
+    rows = []
+    with served(repository, folder, progress, name) as url:
+        bench = Bench(
+            hollow.subject, checkpoint, repository, url, torch.device("cpu"), int(hollow.tflop_per_row * 1e12)
+        )
+        for case in cases:
+            ask(url, [brief(case).tensors()])
+        for case in cases:
+            with progress.stage(f"{name}: {case.title}"):
+                row, _ = request_alone(bench, case, runs)
+                rows.append(row | {"steps": case.steps})
+    return rows
+
+
+def compose(hollow: Hollow, folder: Path) -> Checkpoint:
+    """The repository of the `cpu` profile below `folder`, made anew where a source of it has changed."""
+    if not (folder / "checkpoint").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_structure(folder / "partial", hollow.structure)
+        (folder / "partial").rename(folder / "checkpoint")
+    checkpoint = read_checkpoint(folder / "checkpoint")
+    sources = ROOT / "model_repository"
+    inputs = {**export_inputs(checkpoint, sources, CPU, CPU.precision), "benchmark": True}
+    if not is_current(folder / "repository", inputs):
+        build(
+            checkpoint,
+            sources,
+            CPU,
+            CPU.precision,
+            output=folder / "repository",
+            work_dir=folder / "work",
+            inputs=inputs,
+            progress=lambda _stage, _share: None,
+            effort=Effort(colours=2),
+        )
+    return checkpoint
+
+
+def table(hollow: Hollow, row_seconds: float, call_ms: float, rows: list[Row], runs: int) -> Table:
+    """A line for each request."""
+    title = f"{hollow.subject.name}: {MODEL} around a simulated UNet, {call_ms:g} ms a call and "
+    title += f"{row_seconds * 1e3:.1f} ms a row; medians of {runs}"
+    printed = Table("", "rows", "s", "ms a step without a network", "orchestration", title=title)
+    printed.caption = f"goal of the orchestration: {ORCHESTRATION_GOAL:.0%} of a request's time"
+    for row in rows:
+        share = row["orchestration_share"]
+        printed.add_row(
+            row["case"],
+            str(row["rows"]),
+            f"{row['seconds']:.2f}",
+            f"{share * row['seconds'] / row['steps'] * 1e3:.1f}",
+            f"{share:.1%}",
+        )
+    return printed
