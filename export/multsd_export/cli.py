@@ -84,6 +84,7 @@ def main(
 ) -> None:
     """Export a checkpoint and compose a model repository that Triton can load."""
     if context.invoked_subcommand:
+        _check_none_given(context, context.invoked_subcommand)
         return
     if checkpoint is None:
         raise typer.BadParameter("an export needs a checkpoint", param_hint="--checkpoint")
@@ -174,6 +175,19 @@ def verify_repository(
             typer.echo(session.report.verdict())
     if not session.report.passed:
         raise typer.Exit(1)
+
+
+def _check_none_given(context: typer.Context, command: str) -> None:
+    """Refuse an export's option before a command, which would pass over it in silence.
+
+    The exporter's image always gives `--repository`.
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        if source is not None and source.name == "COMMANDLINE" and option.name != "repository":
+            raise typer.BadParameter(
+                f"only an export takes it here; options of {command} follow its name", param_hint=option.opts[0]
+            )
 
 
 def _check_taken(profile: ProfileName, given: Mapping[str, object]) -> None:

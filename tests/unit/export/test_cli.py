@@ -50,6 +50,24 @@ def test_an_option_of_another_profile_is_wrong_usage(
     )
 
 
+@pytest.mark.parametrize(
+    "option", [["--force"], ["--lora", "style.safetensors"], ["--checkpoint", "folder"], ["--work-dir", "folder"]]
+)
+@pytest.mark.parametrize("command", [["verify", "repository", "--checkpoint", "folder"], ["check-engines", "folder"]])
+def test_an_exports_option_before_a_command_is_wrong_usage(option: list[str], command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*option, *command], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert f"Invalid value for {option[0]}: only an export takes it here; options of {command[0]} follow" in (
+        result.output
+    )
+
+
+def test_the_images_entry_point_is_one_of_a_command_too(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--repository", str(tmp_path), "check-engines", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "none: expected a composed repository with manifest.json, found none." in result.output
+
+
 def options_of(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
     """What an export of a folder is asked for; it changes nothing."""
     asked: list[Options] = []
