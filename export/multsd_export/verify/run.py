@@ -68,7 +68,7 @@ def begin(verification: Verification) -> Session:
     device = choose_device(verification.device, max(network["parameters"] for network in manifest["networks"].values()))
     servers = [Server(url, verification.timeout) for url in (verification.url, verification.graphs_url) if url]
     for each in servers:
-        each.require([network.name for network in networks] + [ORCHESTRATOR, MODEL])
+        each.require([*manifest["networks"], ORCHESTRATOR, MODEL])
     report = Report(_facts(verification, manifest, device))
     return Session(verification, manifest, networks, servers, Reference(networks, device), report)
 

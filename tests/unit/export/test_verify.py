@@ -645,6 +645,21 @@ def test_nothing_is_compared_with_another_checkpoint(
     )
 
 
+def test_the_models_that_have_to_be_ready_are_those_of_the_repository(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a checkpoint of another family is told to be another one, and no model to be missing."""
+    networks = {name: {"parameters": 1} for name in ("text_encoder", "text_encoder_2", "unet")}
+    manifest = {"precision": "fp32", "profile": "cpu", "device": "cpu", "checkpoint": {}, "engines": {}}
+    manifest["networks"] = networks
+    required: list[str] = []
+    monkeypatch.setattr(run, "composed_manifest", lambda _folder: manifest)
+    monkeypatch.setattr(Server, "require", lambda _server, models: required.extend(models))
+    session = run.begin(session_of(checkpoint_folder).verification)
+    assert [network.name for network in session.networks] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert required == [*networks, "multidiffusion", "multidiffusion_unary"]
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
