@@ -258,6 +258,14 @@ def compose(subject: Subject, profile: Profile, variant: str, folder: Path, devi
         subject.write_checkpoint(folder / "partial", device)
         (folder / "partial").rename(folder / "checkpoint")
     checkpoint = read_checkpoint(folder / "checkpoint")
+    compose_repository(checkpoint, profile, folder)
+    for file in (folder / "repository").glob(f"*/{VARIANTS_FOLDER}/{variant}.pbtxt"):
+        shutil.copyfile(file, file.parents[1] / "config.pbtxt")
+    return checkpoint
+
+
+def compose_repository(checkpoint: Checkpoint, profile: Profile, folder: Path) -> None:
+    """Compose `folder`/repository, unless it is there."""
     sources = ROOT / "model_repository"
     inputs = {**export_inputs(checkpoint, sources, profile, profile.precision), "benchmark": True}
     if not is_current(folder / "repository", inputs):
@@ -272,9 +280,6 @@ def compose(subject: Subject, profile: Profile, variant: str, folder: Path, devi
             progress=lambda _stage, _share: None,
             effort=Effort(colours=2),  # a preview is fitted to them; which they are does not matter
         )
-    for file in (folder / "repository").glob(f"*/{VARIANTS_FOLDER}/{variant}.pbtxt"):
-        shutil.copyfile(file, file.parents[1] / "config.pbtxt")
-    return checkpoint
 
 
 def ask(url: str, requests: Sequence[list[Any]]) -> list[Any]:

@@ -96,7 +96,7 @@ class UNetBatcher:
     that costs nobody much: if small steps fill half of a call, which is rows enough for the UNet to work on while the
     rows of the call before come back; a whole call if only wide canvases are there; or whatever a canvas has left that
     is alone, since nobody is there to fill the call. A small step beside a wide canvas never finds more than one call
-    before its own, but for a canvas's first: that may find as many as were out when it came.
+    before its own, but for a canvas's first: that may find as many as were out when it came, full or not.
 
     When the UNet is found silent every canvas that waits for it ends, and not only those of the call that found it:
     the others would wait as long again, one call after the other. Those that come later have a call of their own to

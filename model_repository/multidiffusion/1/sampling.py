@@ -18,7 +18,7 @@ taking one step on the canvas gives the same picture, with any scheduler of diff
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from row_plan import CANVAS, Regions, Row, make_plan, row_weight
 
 _Texts = dict[str, Tensor]  # by the names of UNetRows
 Scheduler = Any  # diffusers' schedulers share methods, not a class
-KEPT_BYTES = 24 * 2**20  # of a canvas, for the next steps: 75 rows of Stable Diffusion 2 with their texts, 33 of XL
+KEPT_BYTES = 24 * 2**20  # of a canvas: 75 rows of Stable Diffusion 2 with their texts, 35 of XL
 
 
 @dataclass(frozen=True)
@@ -75,35 +75,39 @@ def draw_bootstrapping(
 
 
 class _Portion:
-    """Some rows of a step, and what of them is the same in every step that has them; each is made when first wanted.
+    """Some of a step's rows, one after the other, and what they see.
 
-    I inputs: what the rows see, each once; I' of them show the canvas on a colour. Rows that differ in nothing but
-    their texts share one. Rows are picked with `index_select`, which takes a fifth of the time that indexing takes.
+    I inputs, each once: rows that differ in nothing but their texts share one. I' of them show the canvas on a colour.
+    Rows are picked with `index_select`, which takes a fifth of the time that indexing takes.
     """
 
-    def __init__(self, rows: tuple[Row, ...], regions: Regions, dtype: torch.dtype) -> None:
-        """dtype: of the predictions."""
+    def __init__(self, rows: tuple[Row, ...], regions: Regions) -> None:
         self.rows = rows
-        self.texts: _Texts | None = None  # kept by whoever has room for them
         self._regions = regions
-        self._dtype = dtype
         inputs = list(dict.fromkeys((row.view, row.source) for row in rows))
         places = {seen: index for index, seen in enumerate(inputs)}
-        masked = [(view, region) for view, region in inputs if region != CANVAS]
-        self.embeddings = torch.tensor([row.embedding for row in rows])  # (B)
-        self.views = torch.tensor([row.view for row in rows])  # (B)
+        coloured = [(view, region) for view, region in inputs if region != CANVAS]
         self.input_of_row = torch.tensor([places[row.view, row.source] for row in rows])  # (B)
         self.input_views = [view for view, _ in inputs]
-        self.on_colours = torch.tensor([places[seen] for seen in masked], dtype=torch.int64)  # (I')
-        self.coloured_views = [view for view, _ in masked]
-        self._coloured_regions = [region for _, region in masked]
+        self.on_colours = torch.tensor([places[seen] for seen in coloured], dtype=torch.int64)  # (I')
+        self.coloured_views = [view for view, _ in coloured]
+        self._coloured_regions = [region for _, region in coloured]
 
-    @cached_property
-    def weights(self) -> Tensor:
+    def weights(self, dtype: torch.dtype) -> Tensor:
         """What each prediction counts: (B, 1, window, window)."""
-        return torch.stack([row_weight(row, self._regions) for row in self.rows])[:, None].to(self._dtype)
+        return torch.stack([row_weight(row, self._regions) for row in self.rows])[:, None].to(dtype)
 
-    @cached_property
+    def texts(self, conditioning: Conditioning) -> _Texts:
+        """What the rows are conditioned on besides their timestep."""
+        embeddings = torch.tensor([row.embedding for row in self.rows])
+        texts = {"encoder_hidden_states": conditioning.encoder_hidden_states.index_select(0, embeddings)}
+        if conditioning.text_embeds is not None:
+            texts["text_embeds"] = conditioning.text_embeds.index_select(0, embeddings)
+        if conditioning.time_ids is not None:
+            views = torch.tensor([row.view for row in self.rows])
+            texts["time_ids"] = conditioning.time_ids.index_select(0, views)
+        return texts
+
     def masks(self) -> Tensor:
         """Of the inputs that show the canvas on a colour: (I', 1, window, window) bool."""
         shown = zip(self.coloured_views, self._coloured_regions, strict=True)
@@ -113,6 +117,57 @@ class _Portion:
         """Of the same inputs: (I', 4, window, window)."""
         choices = bootstrapping.choices[step, self.coloured_views, self._coloured_regions]
         return bootstrapping.palette.index_select(0, choices.long())
+
+
+class _StepRows:
+    """The rows of one kind of step, and as much as has room of what is the same of them in every such step.
+
+    One tensor holds all that is kept of one sort. Small ones, made between large ones that do not last, would leave
+    holes of many times their size in the heap.
+    """
+
+    def __init__(self, rows: tuple[Row, ...], regions: Regions, conditioning: Conditioning, dtype: torch.dtype) -> None:
+        """dtype: of the predictions."""
+        self._rows = rows
+        self._regions = regions
+        self._conditioning = conditioning
+        given = {name: each for name, each in vars(conditioning).items() if each is not None}
+        text_bytes = sum(each[0].nbytes for each in given.values())
+        weight_bytes = regions.window**2 * dtype.itemsize
+        room = len(rows) if len(rows) * (weight_bytes + text_bytes) <= KEPT_BYTES else 0
+        self._texts = {name: each.new_empty(room, *each.shape[1:]) for name, each in given.items()}
+        room = min(len(rows), KEPT_BYTES // weight_bytes)
+        self._weights = torch.empty(room, 1, regions.window, regions.window, dtype=dtype)
+        # So many of the first rows are there: a step's rows are taken, and their predictions fused, in order.
+        self._texts_made = self._weights_made = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def portion(self, first: int, count: int) -> _Portion:
+        """The rows from a place on, so many or what there are."""
+        return _Portion(self._rows[first : first + count], self._regions)
+
+    def texts(self, first: int, portion: _Portion) -> _Texts:
+        """What the rows of a portion are conditioned on besides their timestep."""
+        end = first + len(portion.rows)
+        if end > len(self._texts["encoder_hidden_states"]):
+            return portion.texts(self._conditioning)
+        if end > self._texts_made:
+            for name, each in portion.texts(self._conditioning).items():
+                self._texts[name][first:end] = each
+            self._texts_made = end
+        return {name: each[first:end] for name, each in self._texts.items()}
+
+    def weights(self, first: int, portion: _Portion) -> Tensor:
+        """What each prediction of a portion counts: (B, 1, window, window)."""
+        end = first + len(portion.rows)
+        if end > len(self._weights):
+            return portion.weights(self._weights.dtype)
+        if end > self._weights_made:
+            self._weights[first:end] = portion.weights(self._weights.dtype)
+            self._weights_made = end
+        return self._weights[first:end]
 
 
 class Denoising:
@@ -150,14 +205,6 @@ class Denoising:
         self._generator = generator
         self._counts = regions.counts().to(noise.dtype)
         self._plan = make_plan(regions)
-        self._kept: dict[tuple[bool, int, int], _Portion] = {}
-        self._kept_rows = 0
-        rows_a_step = max(len(self._plan.bootstrapped), len(self._plan.plain))
-        cells = regions.window**2
-        row_bytes = cells * (noise.itemsize + 1)  # a weight and a mask
-        text_bytes = conditioning.encoder_hidden_states[0].nbytes
-        self._keeps_texts = rows_a_step * (row_bytes + text_bytes) <= KEPT_BYTES
-        self._most_kept = KEPT_BYTES // (row_bytes + text_bytes * self._keeps_texts)  # rows
         self._begin_step()
 
     @property
@@ -168,17 +215,17 @@ class Denoising:
     @property
     def untaken(self) -> int:
         """Rows of this step that nobody has taken."""
-        return len(self._rows) - self._taken
+        return len(self._step_rows) - self._taken
 
     @property
     def complete(self) -> bool:
         """Whether every row of this step has its prediction."""
-        return self._fused_rows == len(self._rows)
+        return self._fused_rows == len(self._step_rows)
 
     def take(self, count: int) -> UNetRows:
         """The inputs of this step's next rows, at most `count`, at least 1 while any is untaken."""
         first = self._taken
-        portion = self._portion(first, count)
+        portion = self._step_rows.portion(first, count)
         self._taken += len(portion.rows)
         # By index, not by timestep: karras schedules repeat some.
         timestep = self._scheduler.timesteps[self.step]
@@ -188,7 +235,7 @@ class Denoising:
             first=first,
             sample=inputs.index_select(0, portion.input_of_row),
             timestep=timestep.to(torch.float32).expand(len(portion.rows)),
-            **self._texts(portion),
+            **self._step_rows.texts(first, portion),
         )
 
     def give(self, rows: UNetRows, noise_pred: Tensor) -> None:
@@ -196,7 +243,7 @@ class Denoising:
         self._given[rows.first] = noise_pred
         while (prediction := self._given.pop(self._fused_rows, None)) is not None:
             portion = self._waiting.pop(self._fused_rows)
-            weighted = portion.weights * prediction
+            weighted = self._step_rows.weights(self._fused_rows, portion) * prediction
             for row, of_row in zip(portion.rows, weighted, strict=True):
                 _crop(self._fused, row.view, self._regions).add_(of_row)
             self._fused_rows += len(prediction)
@@ -224,40 +271,15 @@ class Denoising:
 
     def _begin_step(self) -> None:
         bootstrapped = self.step < self._bootstrapping.steps
-        self._rows = () if self.finished else self._plan.bootstrapped if bootstrapped else self._plan.plain
+        rows = () if self.finished else self._plan.bootstrapped if bootstrapped else self._plan.plain
+        if self.step in (0, self._bootstrapping.steps) or self.finished:  # another kind of step, or none
+            self._step_rows = _StepRows(rows, self._regions, self._conditioning, self._noise.dtype)
         self._taken = 0
         # By the place of their first row: portions without a prediction, and predictions until those before are fused.
         self._waiting: dict[int, _Portion] = {}
         self._given: dict[int, Tensor] = {}
         self._fused = torch.zeros_like(self.latents)
         self._fused_rows = 0
-
-    def _portion(self, first: int, count: int) -> _Portion:
-        """The next rows. Some are kept: a canvas that is painted alone has the same ones in every step."""
-        rows = self._rows[first : first + count]
-        key = (self._rows is self._plan.bootstrapped, first, len(rows))
-        portion = self._kept.pop(key, None)
-        if portion is None:
-            portion = _Portion(rows, self._regions, self._noise.dtype)
-            self._kept_rows += len(rows)
-        self._kept[key] = portion  # the last
-        while self._kept_rows > self._most_kept and len(self._kept) > 1:
-            self._kept_rows -= len(self._kept.pop(next(iter(self._kept))).rows)
-        return portion
-
-    def _texts(self, portion: _Portion) -> _Texts:
-        """What the rows of a portion are conditioned on besides their timestep; kept where a whole step's has room."""
-        if portion.texts is not None:
-            return portion.texts
-        given = self._conditioning
-        texts: _Texts = {"encoder_hidden_states": given.encoder_hidden_states.index_select(0, portion.embeddings)}
-        if given.text_embeds is not None:
-            texts["text_embeds"] = given.text_embeds.index_select(0, portion.embeddings)
-        if given.time_ids is not None:
-            texts["time_ids"] = given.time_ids.index_select(0, portion.views)
-        if self._keeps_texts:
-            portion.texts = texts
-        return texts
 
     def _inputs(self, portion: _Portion, timestep: Tensor) -> Tensor:
         """What the rows of a portion see, unscaled: (I, 4, window, window)."""
@@ -267,7 +289,7 @@ class Denoising:
             colours = portion.colours(self._bootstrapping, self.step)
             noise = self._crops(self._noise, portion.coloured_views)
             backgrounds = self._scheduler.add_noise(colours, noise, timestep.expand(len(shown)))
-            inputs.index_copy_(0, shown, torch.where(portion.masks, inputs.index_select(0, shown), backgrounds))
+            inputs.index_copy_(0, shown, torch.where(portion.masks(), inputs.index_select(0, shown), backgrounds))
         return inputs
 
     def _crops(self, canvas: Tensor, views: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """What `make bench-orchestration` moves to and fro has the size of the published models' tensors."""
 
 import pytest
+from transformers import CLIPTextConfig
 
 from multsd_export.rehearsal.configs import PUBLISHED
 from tests.benchmarks.gpu_cases import Size, subjects
@@ -15,8 +16,10 @@ def test_the_requests_are_those_of_the_benchmark_on_a_gpu() -> None:
 def test_windows_and_texts_are_those_of_the_published_model(hollow: Hollow) -> None:
     published, unet = PUBLISHED[hollow.subject.family], hollow.structure.unet
     widths = [encoder["hidden_size"] for encoder in hollow.structure.text_encoders]
+    tokens = [CLIPTextConfig(**encoder).max_position_embeddings for encoder in hollow.structure.text_encoders]
     pooled = hollow.structure.text_encoders[-1]["projection_dim"]
     assert hollow.structure.window == unet["sample_size"] == hollow.subject.window
+    assert tokens == [encoder["max_position_embeddings"] for encoder in published.text_encoders]
     assert widths == [encoder["hidden_size"] for encoder in published.text_encoders]
     assert unet["cross_attention_dim"] == sum(widths) == published.unet["cross_attention_dim"]
     if hollow.subject.family == "sdxl":

@@ -100,50 +100,84 @@ def test_one_canvas_alone_waits_for_nobody_and_fills_its_calls() -> None:
     assert unet.sizes == [4, 4, 2] * 2
 
 
-def test_a_canvas_alone_hands_out_the_same_embeddings_in_every_step() -> None:
-    unet = UNet()
-    asyncio.run(paint(make_canvas(WINDOW + 4, seed=0, steps=2), UNetBatcher(unet, max_batch_size=MAX_BATCH_SIZE)))
-    for one, other in zip(unet.calls[:3], unet.calls[3:], strict=True):
-        assert one.encoder_hidden_states is other.encoder_hidden_states
-
-
 TEXT_BYTES = 5 * EMBEDDING * 4  # of a row
-ROW_BYTES = WINDOW**2 * 5  # a weight in float32 and a mask's cell
+WEIGHT_BYTES = WINDOW**2 * 4
 
 
-@pytest.mark.parametrize(("room", "texts"), [(82 * (ROW_BYTES + TEXT_BYTES), True), (82 * ROW_BYTES, False)])
-def test_a_canvas_keeps_the_weights_of_a_step_and_the_texts_where_all_of_them_have_room(
-    monkeypatch: pytest.MonkeyPatch, room: int, texts: bool
+@pytest.mark.parametrize(
+    ("room", "texts", "weights"),
+    [
+        (82 * (WEIGHT_BYTES + TEXT_BYTES), 82, 82),
+        (82 * (WEIGHT_BYTES + TEXT_BYTES) - 1, 0, 82),
+        (82 * WEIGHT_BYTES, 0, 82),
+        (45 * WEIGHT_BYTES, 0, 45),
+        (0, 0, 0),
+    ],
+)
+def test_a_canvas_keeps_texts_of_all_rows_of_a_step_or_none_and_weights_of_as_many_as_have_room(
+    monkeypatch: pytest.MonkeyPatch, room: int, texts: int, weights: int
 ) -> None:
     monkeypatch.setattr(sampling, "KEPT_BYTES", room)
     canvas = make_canvas(WINDOW + 40, seed=0, steps=2)  # 82 rows a step
-    calls: list[list[UNetRows]] = []
-    weights: list[list[Tensor]] = []
+    kept = canvas._step_rows
+    assert len(kept._texts["encoder_hidden_states"]) == texts
+    assert len(kept._weights) == weights
+    assert kept._weights.nbytes + sum(each.nbytes for each in kept._texts.values()) <= room
+    steps: list[list[UNetRows]] = []
     for _ in range(2):
-        calls.append([canvas.take(20) for _ in range(5)])
-        for rows in calls[-1]:
+        steps.append([canvas.take(20) for _ in range(5)])
+        for rows in steps[-1]:
             canvas.give(rows, predict(rows))
-        weights.append([each.weights for each in canvas._kept.values()])
         canvas.advance()
-    assert all(one is other for one, other in zip(*weights, strict=True))
-    pairs = list(zip(*calls, strict=True))
-    assert [one.encoder_hidden_states is other.encoder_hidden_states for one, other in pairs] == [texts] * 5
+    same = [
+        one.encoder_hidden_states.data_ptr() == other.encoder_hidden_states.data_ptr()
+        for one, other in zip(*steps, strict=True)
+    ]
+    assert same == [texts > 0] * 5
 
 
-def test_a_canvas_whose_portions_differ_from_step_to_step_keeps_no_more_than_has_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sampling, "KEPT_BYTES", 50 * ROW_BYTES)
-    canvas = make_canvas(WINDOW + 40, seed=0, steps=4)  # 82 rows a step
-    for size in (4, 5, 3, 100):
-        for _ in range(-(-canvas.untaken // size)):
-            rows = canvas.take(size)
+@pytest.mark.parametrize("room", [10**9, 60 * WEIGHT_BYTES, 0])
+def test_what_is_kept_changes_no_bits_however_a_step_is_divided(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    reference = make_canvas(WINDOW + 40, seed=0, steps=4)
+    monkeypatch.setattr(sampling, "KEPT_BYTES", room)
+    canvas = make_canvas(WINDOW + 40, seed=0, steps=4)
+    for size in (4, 5, 100, 3):
+        taken = [canvas.take(size) for _ in range(-(-canvas.untaken // size))]
+        whole = reference.take(100)
+        assert torch.equal(torch.cat([rows.encoder_hidden_states for rows in taken]), whole.encoder_hidden_states)
+        for rows in reversed(taken):
             canvas.give(rows, predict(rows))
-            kept = [len(each.rows) for each in canvas._kept.values()]
-            assert sum(kept) == canvas._kept_rows
-            assert sum(kept) <= 50 or len(kept) == 1
-        assert sum(kept) > 45, "there is room for more"
+        reference.give(whole, torch.cat([predict(rows) for rows in taken]))
         canvas.advance()
+        reference.advance()
+        assert torch.equal(canvas.latents, reference.latents)
+
+
+def test_what_one_kind_of_step_keeps_is_gone_with_it() -> None:
+    views = make_views(WINDOW, WINDOW + 4, window=WINDOW, stride=1)
+    masks = torch.zeros(2, WINDOW, WINDOW + 4, dtype=torch.bool)
+    masks[1, :, :5] = True
+    masks[0] = ~masks[1]
+    canvas = Denoising(
+        torch.zeros(1, 4, WINDOW, WINDOW + 4),
+        Conditioning(torch.randn(3, 5, EMBEDDING)),
+        scheduler=make_scheduler("ddim", CONFIG, 3),
+        regions=Regions(masks, views, WINDOW, prompt_embedding=[0, 1], negative_embedding=[2, 2], guidance_scale=7.5),
+        bootstrapping=Bootstrapping(
+            torch.zeros(1, 4, WINDOW, WINDOW), torch.zeros(1, len(views), 2, dtype=torch.int64)
+        ),
+        generator=torch.Generator(),
+    )
+    kept = []
+    while not canvas.finished:
+        rows = canvas.take(100)
+        canvas.give(rows, predict(rows))
+        kept.append(canvas._step_rows)
+        canvas.advance()
+    bootstrapped, plain, last = kept
+    assert bootstrapped is not plain
+    assert plain is last
+    assert len(bootstrapped) > len(plain) > len(canvas._step_rows) == 0
 
 
 def test_whatever_waits_when_the_unet_comes_free_shares_calls() -> None:
