@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import rewriter
 
 from multsd_export.audit import OPSET_LIMIT, Audit, audit_model
 from multsd_export.errors import ExportError
@@ -49,7 +50,7 @@ def export_onnx(network: Network, module: torch.nn.Module, example: Inputs, fold
     Args:
         example: inputs with at least two rows; their dynamic axes become symbolic, every other axis static.
     """
-    with torch.no_grad(), _quiet_exporter():
+    with torch.no_grad(), _quiet_exporter(), quick_rewriter():
         program = torch.onnx.export(
             module,
             example,
@@ -231,3 +232,17 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def quick_rewriter() -> Iterator[None]:
+    """Leave out the optimiser's rules of more than one result, which list all nodes of a graph anew for every node.
+
+    The one that there is makes a Split of two Slices, which the exporter does not write for these networks.
+    """
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule._target_pattern.has_single_output_node)
+    try:
+        yield
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = rules

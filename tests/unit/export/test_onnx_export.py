@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnxscript import rewriter
 
 from multsd_export.checkpoint import read_checkpoint
 from multsd_export.modules import Wrapper
@@ -20,6 +21,7 @@ from multsd_export.onnx_export import (
     export_onnx,
     form_of,
     make_means_row_independent,
+    quick_rewriter,
     save,
     write_staged,
 )
@@ -42,6 +44,16 @@ def test_graphs_are_plain_onnx_without_traces_of_this_machine(exported: Exported
     assert {node.domain for node in model.graph.node} == {""}
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert b"site-packages" not in model.SerializeToString()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_optimisers_rules_that_are_left_out_find_nothing(exported: Exported, name: str) -> None:
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    with quick_rewriter():
+        left_out = [rule for rule in rules if rule not in rewriter._DEFAULT_REWRITE_RULES]
+    assert 0 < len(left_out) < len(rules)
+    assert rewriter._DEFAULT_REWRITE_RULES is rules
+    assert rewriter.RewriteRuleSet(left_out).apply_to_model(ir.load(onnx_file(exported, name))) == 0
 
 
 def test_only_batch_and_picture_size_are_dynamic(exported: Exported) -> None:
