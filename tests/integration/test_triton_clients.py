@@ -180,7 +180,7 @@ def test_previews_come_between_the_steps(triton_grpc: str) -> None:
 
 
 def test_a_request_that_waits_is_told_its_position(triton_grpc: str) -> None:
-    inputs = request(grpcclient, num_inference_steps=np.array([20], np.int32), progress=np.array([True]))
+    inputs = request(grpcclient, num_inference_steps=np.array([6], np.int32), progress=np.array([True]))
     with ThreadPoolExecutor(12) as pool:  # 8 are painted at a time
         told = list(pool.map(lambda _: stream(triton_grpc, inputs), range(12)))
     positions = [
