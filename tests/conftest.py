@@ -12,6 +12,20 @@ torch.set_num_threads(1)
 gc.set_threshold(50_000, 20, 50)
 
 
+# Of the integration tests, begun first and in this order: what is long and begun last leaves one process alone with it.
+LONGEST = (
+    "test_supervision",
+    "test_verify",
+    "test_triton_clients",
+    "test_gateway_schema",
+    "test_isolation",
+    "test_painting",
+    "test_tensorrt_profile",
+    "test_connection",
+    "test_torch_profile",
+)
+
+
 class LoadSharedScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no annotations
     """Tests that share fixtures stay in one process: those of a module, and those of a folder of unit tests."""
 
@@ -23,3 +37,10 @@ class LoadSharedScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSharedScheduling:
     config.option.loadscopereorder = False  # by number of tests: what takes longest, few exports, would come last
     return LoadSharedScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    integration = [item for item in items if "tests/integration/" in item.path.as_posix()]
+    places = iter(sorted(integration, key=lambda item: order.get(item.path.stem, len(order))))
+    items[:] = [next(places) if "tests/integration/" in item.path.as_posix() else item for item in items]
