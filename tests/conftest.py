@@ -11,7 +11,6 @@ torch.set_num_threads(1)
 # A suite's process holds a million objects; to look through them again and again takes a fifth of its time.
 gc.set_threshold(50_000, 20, 50)
 
-
 # Of the integration tests, begun first and in this order: what is long and begun last leaves one process alone with it.
 LONGEST = (
     "test_supervision",
@@ -41,6 +40,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSha
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(LONGEST)}
-    integration = [item for item in items if "tests/integration/" in item.path.as_posix()]
-    places = iter(sorted(integration, key=lambda item: order.get(item.path.stem, len(order))))
-    items[:] = [next(places) if "tests/integration/" in item.path.as_posix() else item for item in items]
+    items.sort(key=lambda item: order.get(item.path.stem if "integration" in item.path.parts else "", len(order)))

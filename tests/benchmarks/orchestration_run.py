@@ -41,7 +41,7 @@ DECODE_SECONDS = 0.03  # of the VAE
 
 
 @dataclass(frozen=True)
-class Hollow:
+class SimulatedModel:
     """Tensors of a published model's size around small networks."""
 
     subject: Subject
@@ -49,11 +49,11 @@ class Hollow:
     tflop_per_row: float  # of the published model, as `make bench-gpu` counts
 
 
-def hollows() -> tuple[Hollow, ...]:
+def simulated_models() -> tuple[SimulatedModel, ...]:
     """Stable Diffusion 2 (base) and XL."""
     sd2, sdxl = STRUCTURES["sd2"], STRUCTURES["sdxl"]
     return (
-        Hollow(
+        SimulatedModel(
             Subject("sd2", Size.TRUE, 64),
             replace(
                 sd2,
@@ -63,7 +63,7 @@ def hollows() -> tuple[Hollow, ...]:
             ),
             0.804,
         ),
-        Hollow(
+        SimulatedModel(
             Subject("sdxl", Size.TRUE, 128),
             replace(
                 sdxl,
@@ -90,31 +90,31 @@ def main(
     torch.set_num_threads(1)
     results: Row = {"tflops": tflops, "call_ms": call_ms, "subjects": {}}
     progress = Progress(wide_console(), RESULTS / "results.json", results)
-    for hollow in hollows():
-        row_seconds = hollow.tflop_per_row / tflops
+    for model in simulated_models():
+        row_seconds = model.tflop_per_row / tflops
         seconds = {"unet": (call_ms / 1e3, row_seconds), "vae_decoder": (DECODE_SECONDS, 0.0)}
-        rows = results["subjects"][hollow.subject.name] = measure(hollow, seconds, runs, progress)
+        rows = results["subjects"][model.subject.name] = measure(model, seconds, runs, progress)
         progress.write()
-        progress.console.print(table(hollow, row_seconds, call_ms, rows, runs))
+        progress.console.print(table(model, row_seconds, call_ms, rows, runs))
     progress.tell(f"written: {progress.file.relative_to(ROOT)}")
 
 
-def measure(hollow: Hollow, seconds: Mapping[str, tuple[float, float]], runs: int, progress: Progress) -> list[Row]:
+def measure(
+    model: SimulatedModel, seconds: Mapping[str, tuple[float, float]], runs: int, progress: Progress
+) -> list[Row]:
     """Every request alone.
 
     Args:
         seconds: of a call and of a row of the simulated networks, by name.
     """
-    name, cases = hollow.subject.name, hollow.subject.cases()
+    name, cases = model.subject.name, model.subject.cases()
     folder = RESULTS / name
     with progress.stage(f"{name}: checkpoint and repository"):
-        checkpoint = compose(hollow, folder)
+        checkpoint = compose(model, folder)
         repository = simulated_repository(folder / "simulated", seconds, source=folder / "repository")
     rows = []
     with served(repository, folder, progress, name) as url:
-        bench = Bench(
-            hollow.subject, checkpoint, repository, url, torch.device("cpu"), int(hollow.tflop_per_row * 1e12)
-        )
+        bench = Bench(model.subject, checkpoint, repository, url, torch.device("cpu"), int(model.tflop_per_row * 1e12))
         for case in cases:
             ask(url, [brief(case).tensors()])
         for case in cases:
@@ -124,17 +124,17 @@ def measure(hollow: Hollow, seconds: Mapping[str, tuple[float, float]], runs: in
     return rows
 
 
-def compose(hollow: Hollow, folder: Path) -> Checkpoint:
+def compose(model: SimulatedModel, folder: Path) -> Checkpoint:
     """The repository of the `cpu` profile below `folder`."""
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    checkpoint = read_checkpoint(write_structure(folder / "checkpoint", hollow.structure))
+    checkpoint = read_checkpoint(write_structure(folder / "checkpoint", model.structure))
     compose_repository(checkpoint, CPU, folder)
     return checkpoint
 
 
-def table(hollow: Hollow, row_seconds: float, call_ms: float, rows: list[Row], runs: int) -> Table:
+def table(model: SimulatedModel, row_seconds: float, call_ms: float, rows: list[Row], runs: int) -> Table:
     """A line for each request."""
-    title = f"{hollow.subject.name}: {MODEL} around a simulated UNet, {call_ms:g} ms a call and "
+    title = f"{model.subject.name}: {MODEL} around a simulated UNet, {call_ms:g} ms a call and "
     title += f"{row_seconds * 1e3:.1f} ms a row; medians of {runs}"
     printed = Table("", "rows", "s", "without a network, ms a step", "orchestration", title=title)
     printed.caption = "orchestration: the share of a request's time in which no network works, "

@@ -81,7 +81,8 @@ class _Portion:
     Rows are picked with `index_select`, which takes a fifth of the time that indexing takes.
     """
 
-    def __init__(self, rows: tuple[Row, ...], regions: Regions) -> None:
+    def __init__(self, first: int, rows: tuple[Row, ...], regions: Regions) -> None:
+        self.first = first  # the place of the first among the step's rows
         self.rows = rows
         self._regions = regions
         inputs = list(dict.fromkeys((row.view, row.source) for row in rows))
@@ -146,11 +147,11 @@ class _StepRows:
 
     def portion(self, first: int, count: int) -> _Portion:
         """The rows from a place on, so many or what there are."""
-        return _Portion(self._rows[first : first + count], self._regions)
+        return _Portion(first, self._rows[first : first + count], self._regions)
 
-    def texts(self, first: int, portion: _Portion) -> _Texts:
+    def texts(self, portion: _Portion) -> _Texts:
         """What the rows of a portion are conditioned on besides their timestep."""
-        end = first + len(portion.rows)
+        first, end = portion.first, portion.first + len(portion.rows)
         if end > len(self._texts["encoder_hidden_states"]):
             return portion.texts(self._conditioning)
         if end > self._texts_made:
@@ -159,9 +160,9 @@ class _StepRows:
             self._texts_made = end
         return {name: each[first:end] for name, each in self._texts.items()}
 
-    def weights(self, first: int, portion: _Portion) -> Tensor:
+    def weights(self, portion: _Portion) -> Tensor:
         """What each prediction of a portion counts: (B, 1, window, window)."""
-        end = first + len(portion.rows)
+        first, end = portion.first, portion.first + len(portion.rows)
         if end > len(self._weights):
             return portion.weights(self._weights.dtype)
         if end > self._weights_made:
@@ -224,18 +225,17 @@ class Denoising:
 
     def take(self, count: int) -> UNetRows:
         """The inputs of this step's next rows, at most `count`, at least 1 while any is untaken."""
-        first = self._taken
-        portion = self._step_rows.portion(first, count)
+        portion = self._step_rows.portion(self._taken, count)
         self._taken += len(portion.rows)
         # By index, not by timestep: karras schedules repeat some.
         timestep = self._scheduler.timesteps[self.step]
         inputs = self._scheduler.scale_model_input(self._inputs(portion, timestep), timestep)  # mixed before
-        self._waiting[first] = portion
+        self._waiting[portion.first] = portion
         return UNetRows(
-            first=first,
+            first=portion.first,
             sample=inputs.index_select(0, portion.input_of_row),
             timestep=timestep.to(torch.float32).expand(len(portion.rows)),
-            **self._step_rows.texts(first, portion),
+            **self._step_rows.texts(portion),
         )
 
     def give(self, rows: UNetRows, noise_pred: Tensor) -> None:
@@ -243,7 +243,7 @@ class Denoising:
         self._given[rows.first] = noise_pred
         while (prediction := self._given.pop(self._fused_rows, None)) is not None:
             portion = self._waiting.pop(self._fused_rows)
-            weighted = self._step_rows.weights(self._fused_rows, portion) * prediction
+            weighted = self._step_rows.weights(portion) * prediction
             for row, of_row in zip(portion.rows, weighted, strict=True):
                 _crop(self._fused, row.view, self._regions).add_(of_row)
             self._fused_rows += len(prediction)
